@@ -1,0 +1,76 @@
+"""Homeostat: batch normalization for TensorFlow, Keras, PyTorch and JAX.
+
+Importing this package loads no framework. The front doors are modules, loaded when first used:
+
+- `homeostat.keras`: the Keras 3 layer, on Keras's TensorFlow, JAX and torch backends.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from homeostat.errors import (
+    DataError,
+    DTypeError,
+    HomeostatError,
+    HomeostatWarning,
+    MissingExtraError,
+    NonFiniteBatchError,
+    OneElementWarning,
+    ShapeError,
+    SpecError,
+    UnsupportedError,
+)
+from homeostat.layout import Layout
+from homeostat.moments import Moments, merge
+from homeostat.spec import CONVENTIONS, Activation, BatchNormSpec, Convention, RenormClipping
+
+if TYPE_CHECKING:
+    from homeostat import keras as keras
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CONVENTIONS",
+    "Activation",
+    "BatchNormSpec",
+    "Convention",
+    "DTypeError",
+    "DataError",
+    "HomeostatError",
+    "HomeostatWarning",
+    "Layout",
+    "MissingExtraError",
+    "Moments",
+    "NonFiniteBatchError",
+    "OneElementWarning",
+    "RenormClipping",
+    "ShapeError",
+    "SpecError",
+    "UnsupportedError",
+    "__version__",
+    "keras",
+    "merge",
+]
+
+_FRONT_DOORS = {"keras": "tensorflow"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FRONT_DOORS:
+        raise AttributeError(f"module 'homeostat' has no attribute {name!r}; it has {__all__}")
+    try:
+        return importlib.import_module(f"homeostat.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("homeostat"):
+            raise
+        extra = _FRONT_DOORS[name]
+        raise MissingExtraError(
+            f"homeostat.{name} needs the package {error.name!r}, which is not installed: expected "
+            f"the extra {extra!r}. Run: pip install 'homeostat[{extra}]'"
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,272 @@
+"""Moments of a batch, how they merge, and how moving statistics follow them.
+
+Only arithmetic and an array namespace's ``where`` and ``isfinite``, so every function here takes
+NumPy, TensorFlow, PyTorch or JAX arrays alike. Momentum is the weight of the OLD value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from homeostat.errors import ShapeError, SpecError
+
+Array = Any
+
+
+class Moments(NamedTuple):
+    """The count, mean and population variance of each channel over some elements.
+
+    Args:
+        count: elements (or summed weights) per channel: a number, or an array of the channel shape.
+        mean: array of the channel shape, float32 or wider.
+        variance: array of the channel shape: the mean squared deviation from ``mean``, divided
+            by ``count``, not by ``count - 1``.
+    """
+
+    count: Array
+    mean: Array
+    variance: Array
+
+    def sample_variance(self, xp: Any) -> Array:
+        """Return variance * n / (n - 1), or the variance itself where n <= 1.
+
+        Args:
+            xp: the array namespace (`numpy`, `keras.ops`, `torch`, `jax.numpy`).
+        """
+        return self.variance * sample_correction(self.count, xp)
+
+
+def sample_correction(count: Array, xp: Any) -> Array:
+    """Return n / (n - 1), the factor from population to sample variance; 1 where n <= 1.
+
+    Args:
+        count: elements per channel: a number or an array.
+        xp: the array namespace.
+    """
+    if isinstance(count, int | float):
+        return count / (count - 1) if count > 1 else 1.0
+    divisor = xp.where(count > 1, count - 1, 1)
+    return xp.where(count > 1, count / divisor, xp.ones_like(count))
+
+
+def merge(first: Moments, second: Moments, xp: Any) -> Moments:
+    """Merge the moments of two disjoint sets of elements into those of their union.
+
+    With d = mean_b - mean_a and n = n_a + n_b (Chan, Golub & LeVeque 1979)::
+
+        mean     = mean_a + d * n_b / n
+        variance = (n_a * variance_a + n_b * variance_b) / n + d**2 * n_a * n_b / n**2
+
+    An empty set, of count 0, changes nothing.
+
+    Args:
+        first: moments of the first set.
+        second: moments of the second set, with arrays of the same shape.
+        xp: the array namespace.
+
+    Example:
+        >>> import numpy as np
+        >>> a = Moments(np.array(3.0), np.array([2.0]), np.array([1.0]))
+        >>> b = Moments(np.array(1.0), np.array([6.0]), np.array([0.0]))
+        >>> merged = merge(a, b, np)
+        >>> float(merged.count), merged.mean.tolist(), merged.variance.tolist()
+        (4.0, [3.0], [3.75])
+    """
+    if tuple(first.mean.shape) != tuple(second.mean.shape):
+        raise ShapeError(
+            f"moments of shapes {tuple(first.mean.shape)} and {tuple(second.mean.shape)} do not "
+            "merge: expected the same channels in both. Merge moments of the same layer only."
+        )
+    count = first.count + second.count
+    if isinstance(count, int | float):
+        share = second.count / count if count > 0 else 0.0
+    else:
+        share = xp.where(count > 0, second.count / xp.where(count > 0, count, 1), 0.0)
+    delta = second.mean - first.mean
+    mean = first.mean + delta * share
+    variance = (
+        first.variance * (1 - share)
+        + second.variance * share
+        + delta * delta * (share * (1 - share))
+    )
+    return Moments(count, mean, variance)
+
+
+def merge_all(batches: Iterable[Moments], xp: Any) -> Moments:
+    """Merge the moments of any number of disjoint sets, in order.
+
+    Raises:
+        SpecError: there is nothing to merge.
+    """
+    total: Moments | None = None
+    for batch in batches:
+        total = batch if total is None else merge(total, batch, xp)
+    if total is None:
+        raise SpecError("no moments to merge: expected at least one batch. Check the data source.")
+    return total
+
+
+def average_groups(groups: Moments, axis: int, xp: Any) -> Moments:
+    """Average the moments of equally large ghost batches, for the moving statistics.
+
+    This is the plain mean over groups, as TF1's ``virtual_batch_size`` takes it: the statistics
+    that inference uses stand for one ghost batch, not for the whole batch.
+    """
+    return Moments(groups.count, xp.mean(groups.mean, axis), xp.mean(groups.variance, axis))
+
+
+def finite_channels(moments: Moments, xp: Any) -> Array:
+    """Return, for each channel, whether its mean and variance are finite."""
+    return xp.isfinite(moments.mean) & xp.isfinite(moments.variance)
+
+
+@dataclass(frozen=True)
+class Average:
+    """How a moving statistic follows the batches.
+
+    Exponential: new = momentum * old + (1 - momentum) * value. Cumulative (``momentum=None``):
+    new = old + (value - old) / (t + 1) after t updates. Zero-debiased: exponential from a start at
+    zero, read back divided by 1 - momentum**t (Kingma & Ba 2015, section 3).
+
+    Args:
+        momentum: weight of the old value, or None for the cumulative average.
+
+    Example:
+        >>> Average(0.9).step(1.0, 2.0, updates=0)
+        1.1
+        >>> Average(None).step(3.0, 6.0, updates=2)
+        4.0
+    """
+
+    momentum: float | None
+
+    def step(self, old: Array, value: Array, updates: Array) -> Array:
+        """Return the statistic after one more value.
+
+        Args:
+            old: the statistic so far.
+            value: the batch's value.
+            updates: how many values ``old`` averages; only the cumulative average looks at it.
+        """
+        if self.momentum is None:
+            return old + (value - old) / (updates + 1)
+        return old * self.momentum + value * (1.0 - self.momentum)
+
+
+def debias(value: Array, momentum: float, updates: Array, initial: Array, xp: Any) -> Array:
+    """Return a zero-started exponential average divided by 1 - momentum**t, ``initial`` at t = 0.
+
+    Only a statistic that started at zero may be debiased.
+
+    Args:
+        value: the raw exponential average.
+        momentum: weight of the old value, below 1.
+        updates: t, the number of updates, an array.
+        initial: what to return where there was no update yet.
+        xp: the array namespace.
+    """
+    weight = 1.0 - momentum**updates
+    return xp.where(updates > 0, value / xp.where(updates > 0, weight, 1.0), initial)
+
+
+class Update(NamedTuple):
+    """The outcome of one update of moving statistics.
+
+    Args:
+        mean: the new moving mean.
+        variance: the new moving variance.
+        applied: for each channel, whether the batch was taken.
+        skipped: for each channel, whether it was left out because it was not finite.
+    """
+
+    mean: Array
+    variance: Array
+    applied: Array
+    skipped: Array
+
+
+def update(
+    moving_mean: Array,
+    moving_variance: Array,
+    batch: Moments,
+    average: Average,
+    xp: Any,
+    *,
+    sample: bool = False,
+    updates: Array = 0,
+    guard: bool = True,
+) -> Update:
+    """Move the statistics towards a batch, channel by channel.
+
+    A channel whose batch is empty (count 0) stays as it is; so does, with ``guard``, one whose
+    batch mean or variance is not finite.
+
+    Args:
+        moving_mean: array of the channel shape.
+        moving_variance: array of the channel shape.
+        batch: the batch's moments.
+        average: the kind of moving average.
+        xp: the array namespace.
+        sample: store the sample variance instead of the population variance.
+        updates: earlier updates of each channel, for the cumulative average.
+        guard: leave channels alone whose batch is not finite.
+
+    Returns:
+        The new statistics and, for each channel, what was done.
+    """
+    finite = finite_channels(batch, xp)
+    empty = xp.zeros_like(finite) | (batch.count <= 0)
+    skipped = ~finite & ~empty if guard else xp.zeros_like(finite)
+    applied = ~(empty | skipped)
+    variance = batch.sample_variance(xp) if sample else batch.variance
+    return Update(
+        xp.where(applied, average.step(moving_mean, batch.mean, updates), moving_mean),
+        xp.where(applied, average.step(moving_variance, variance, updates), moving_variance),
+        applied,
+        skipped,
+    )
+
+
+class RenormCorrection(NamedTuple):
+    """Batch renormalization's r and d: y = gamma * (x_hat * r + d) + beta, r and d held constant."""
+
+    r: Array
+    d: Array
+
+
+def renorm_correction(
+    batch: Moments,
+    renorm_mean: Array,
+    renorm_stddev: Array,
+    epsilon: float,
+    clipping: Any,
+    xp: Any,
+) -> RenormCorrection:
+    """Return r = clip(s_B / s, rmin, rmax) and d = clip((m_B - m) / s, -dmax, dmax).
+
+    s_B = sqrt(variance_B + epsilon); s = max(renorm_stddev, sqrt(epsilon)) (Ioffe 2017,
+    Algorithm 1). Where the batch or the statistics are not finite, r = 1 and d = 0.
+
+    Args:
+        batch: moments of the batch.
+        renorm_mean: the mean that renorm corrects towards, of the channel shape.
+        renorm_stddev: the standard deviation that it corrects towards.
+        epsilon: the batch norm's epsilon.
+        clipping: a `homeostat.spec.RenormClipping`, whose bounds may also be scalar arrays.
+        xp: the array namespace.
+    """
+    floor = epsilon**0.5
+    stddev = xp.where(renorm_stddev > floor, renorm_stddev, floor)
+    r = xp.sqrt(batch.variance + epsilon) / stddev
+    d = (batch.mean - renorm_mean) / stddev
+    if clipping.rmin is not None:
+        r = xp.where(r < clipping.rmin, clipping.rmin, r)
+    if clipping.rmax is not None:
+        r = xp.where(r > clipping.rmax, clipping.rmax, r)
+    if clipping.dmax is not None:
+        d = xp.where(d < -clipping.dmax, -clipping.dmax, d)
+        d = xp.where(d > clipping.dmax, clipping.dmax, d)
+    known = xp.isfinite(r) & xp.isfinite(d)
+    return RenormCorrection(xp.where(known, r, 1.0), xp.where(known, d, 0.0))
