@@ -81,6 +81,22 @@ class Layout:
         return tuple(n if a in self.channel_axes else 1 for a, n in enumerate(self.shape))
 
     @property
+    def known_channel_shape(self) -> tuple[int, ...]:
+        """The channel shape where every channel axis has a known size.
+
+        Raises:
+            ShapeError: a channel axis has an unknown size.
+        """
+        sizes = tuple(n for n in self.channel_shape if n is not None)
+        if len(sizes) != len(self.channel_axes):
+            raise ShapeError(
+                f"the size of a channel axis is unknown in an input of shape {show(self.shape)} "
+                f"with channel axes {self.channel_axes}: expected known sizes there, since they "
+                "give the shape of gamma, beta and the statistics. Declare the input's channels."
+            )
+        return sizes
+
+    @property
     def count(self) -> int | None:
         """Elements per channel, or None where a size is unknown."""
         sizes = [self.shape[a] for a in self.reduction_axes]
@@ -121,7 +137,7 @@ class Layout:
             )
 
     def weights_shape(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        """Return the shape to which weights (or a mask) are reshaped to broadcast against the input.
+        """Return the shape that weights (or a mask) take to broadcast against the input.
 
         Weights either have the input's rank, with 1 at the channel axes, or name the leading axes
         of the input that are not channel axes: for an input (N, C, T) with axis=1 those are

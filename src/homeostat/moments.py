@@ -230,7 +230,7 @@ def update(
 
 
 class RenormCorrection(NamedTuple):
-    """Batch renormalization's r and d: y = gamma * (x_hat * r + d) + beta, r and d held constant."""
+    """Batch renormalization's constants: y = gamma * (x_hat * r + d) + beta."""
 
     r: Array
     d: Array

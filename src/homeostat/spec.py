@@ -29,6 +29,21 @@ def _real(name: str, value: Any, expected: str) -> float:
     return float(value)
 
 
+def check_epsilon(value: Any) -> float:
+    """Return epsilon as a float.
+
+    Raises:
+        SpecError: it is not a finite number >= 0.
+    """
+    epsilon = _real("epsilon", value, "a finite number >= 0, such as 1e-3")
+    if epsilon < 0 or math.isinf(epsilon):
+        raise SpecError(
+            f"epsilon={value} is not valid: expected a finite number >= 0. Use 1e-3 (Keras) or "
+            "1e-5 (PyTorch)."
+        )
+    return epsilon
+
+
 @dataclass(frozen=True)
 class Activation:
     """An activation fused behind the normalization: y = max(z, 0) + negative_slope * min(z, 0).
@@ -108,7 +123,9 @@ class RenormClipping:
         for name in ("rmin", "rmax", "dmax"):
             value = getattr(self, name)
             if value is not None and _real(name, value, "a number >= 0, or None") < 0:
-                raise SpecError(f"renorm_clipping {name}={value} is negative: expected {name} >= 0.")
+                raise SpecError(
+                    f"renorm_clipping {name}={value} is negative: expected {name} >= 0."
+                )
         if self.rmin is not None and self.rmax is not None and self.rmin > self.rmax:
             raise SpecError(
                 f"renorm_clipping rmin={self.rmin} is greater than rmax={self.rmax}: expected "
@@ -197,7 +214,7 @@ class BatchNormSpec:
     virtual_batch_size: int | None = None
     zero_debias: bool = False
     nonfinite: NonFinite = "skip"
-    activation: Activation | None | str | Mapping[str, Any] = None
+    activation: Activation | str | Mapping[str, Any] | None = None
     synchronized: bool = False
 
     def __post_init__(self) -> None:
@@ -206,15 +223,11 @@ class BatchNormSpec:
 
         put("axis", _read_axis(self.axis))
         if self.momentum is not None:
-            put("momentum", _read_momentum("momentum", self.momentum, "None for the average of all"))
-        put("renorm_momentum", _read_momentum("renorm_momentum", self.renorm_momentum, "0.99"))
-        epsilon = _real("epsilon", self.epsilon, "a number >= 0, such as 1e-3")
-        if epsilon < 0 or math.isinf(epsilon):
-            raise SpecError(
-                f"epsilon={self.epsilon} is not valid: expected a finite number >= 0. Use 1e-3 "
-                "(Keras) or 1e-5 (PyTorch)."
+            put(
+                "momentum", _read_momentum("momentum", self.momentum, "None for the average of all")
             )
-        put("epsilon", epsilon)
+        put("renorm_momentum", _read_momentum("renorm_momentum", self.renorm_momentum, "0.99"))
+        put("epsilon", check_epsilon(self.epsilon))
         for name, allowed in (
             ("stored_variance", STORED_VARIANCES),
             ("nonfinite", NONFINITE_POLICIES),
@@ -328,7 +341,7 @@ class Convention:
         return self.to_old_weight(momentum)
 
     def variance_factor(self, stored: StoredVariance, count: float) -> float:
-        """Return what a ``stored`` variance over ``count`` elements is multiplied by to be kept here.
+        """Return the factor that turns a ``stored`` variance into one of this convention.
 
         Args:
             stored: the kind of variance at hand.
@@ -365,8 +378,6 @@ CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
         "torch": Convention(
             "new", 0.1, 1e-5, "sample", _names("weight", "bias", "running_mean", "running_var")
         ),
-        "flax": Convention(
-            "old", 0.99, 1e-5, "population", _names("scale", "bias", "mean", "var")
-        ),
+        "flax": Convention("old", 0.99, 1e-5, "population", _names("scale", "bias", "mean", "var")),
     }
 )
