@@ -151,6 +151,11 @@ class Average:
     momentum: float | None
     zero_debias: bool = False
 
+    @classmethod
+    def of(cls, spec: BatchNormSpec) -> Average:
+        """Return the average that the options ask for."""
+        return cls(spec.momentum, spec.zero_debias)
+
     @property
     def counts(self) -> bool:
         """Whether a step depends on how many updates there were."""
@@ -215,7 +220,7 @@ def advance(
     empty = xp.zeros_like(finite) | (batch.count <= 0)
     skipped = xp.zeros_like(finite) if spec.nonfinite == "propagate" else ~(finite | empty)
     applied = ~(empty | skipped)
-    average = Average(spec.momentum, spec.zero_debias)
+    average = Average.of(spec)
     updates = 0 if state.updates is None else state.updates
 
     def moved(average: Average, old: Array, value: Array) -> Array:
