@@ -21,7 +21,7 @@ Tensor = Any
 # A float32 sum over n rows, one after the other, is off by about 1e-10 n: more rows than these are
 # summed side by side, in groups. A mean may be large against its spread, so its sums are shorter.
 LONGEST_SUM = 2**11
-LONGEST_DOT = 2**15
+LONGEST_DOT = 2**14
 
 
 @functools.cache
