@@ -122,7 +122,6 @@ def draw(case: Case) -> Arrays:
     beta = rounded(rng.standard_normal(channels), affine) if case.beta else None
     residual = rounded(rng.standard_normal(case.shape), case.dtype) if case.residual else None
     dy = np.ones(case.shape) if case.summed else rng.standard_normal(case.shape)
-    arrays = Arrays(x, dy, gamma, beta, residual, weights)
     if case.activation is not None and not case.summed:
         z, _ = reference.normalize_batch(
             x, gamma, beta, axis=case.axis, epsilon=case.epsilon, weights=weights, residual=residual

@@ -121,8 +121,8 @@ class Layout:
                 raise ShapeError(
                     f"{name} has shape {show(tuple(array.shape))}: expected "
                     f"{show(self.channel_shape)}, one value for each channel of an input of shape "
-                    f"{show(self.shape)} with channel axes {self.channel_axes}. Reshape it, or name "
-                    "the axes of the channels with axis."
+                    f"{show(self.shape)} with channel axes {self.channel_axes}. Reshape it, or "
+                    "name the axes of the channels with axis."
                 )
 
     def check_residual(self, residual: Any) -> None:
@@ -169,8 +169,8 @@ class Layout:
                 f"weights or mask of shape {show(given)} do not fit an input of shape "
                 f"{show(self.shape)} with channel axes {self.channel_axes}: expected "
                 f"{show(longest)} or its leading axes, one weight for each element that is "
-                "averaged, or the input's rank with size 1 at the channel axes. Reshape them to one "
-                "of these."
+                "averaged, or the input's rank with size 1 at the channel axes. Reshape them to "
+                "one of these."
             )
         return full
 

@@ -286,7 +286,8 @@ class BatchNormSpec:
         if self.zero_debias and self.renorm:
             raise SpecError(
                 "zero_debias and renorm exclude each other: expected at most one, since renorm "
-                "divides by the moving standard deviation, which must not start at zero. Choose one."
+                "divides by the moving standard deviation, which must not start at zero. Choose "
+                "one."
             )
 
     @property

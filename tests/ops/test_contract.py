@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from homeostat import reference
-from homeostat.errors import DTypeError, HomeostatError, ShapeError, SpecError
+from homeostat.errors import DTypeError, ShapeError, SpecError, UnsupportedError
 from homeostat.moments import Moments
 from tests import tolerances
 from tests.cases import BY_NAME, CASES, REPRESENTATIVE, Case, draw
@@ -294,10 +294,12 @@ def test_gradients_of_gradients_are_right_or_refused(library: str) -> None:
         expected[at] = (first(arrays.x + bump) - first(arrays.x - bump)) / (2 * step)
     with lib.scope("float64"):
         try:
-            actual = _second_order(lib, library, arrays, v)
-        except HomeostatError as error:
-            assert "gradient" in str(error)
-            return
+            actual, refusal = _second_order(lib, library, arrays, v), None
+        except UnsupportedError as error:
+            actual, refusal = None, str(error)
+    if refusal is not None:
+        assert "gradient" in refusal
+        return
     np.testing.assert_allclose(lib.values(actual), expected, rtol=1e-6, atol=1e-8)
 
 
