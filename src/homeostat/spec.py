@@ -190,7 +190,7 @@ class BatchNormSpec:
         renorm_clipping: bounds of renorm's r and d.
         renorm_momentum: weight of the old value for the statistics that renorm corrects towards.
         virtual_batch_size: size of ghost batches; of G groups, example i belongs to group i mod G.
-        zero_debias: divide the moving statistics, which then start at zero, by 1 - momentum**t.
+        zero_debias: give the moving statistics' start no weight (see `homeostat.moments.Average`).
         nonfinite: what a batch with NaN or infinity does to the moving statistics: ``"skip"``
             leaves those channels as they were and counts it, ``"propagate"`` stores what came,
             ``"raise"`` is an error.
@@ -282,12 +282,6 @@ class BatchNormSpec:
             raise SpecError(
                 "zero_debias with momentum=1 divides by 1 - 1**t = 0: expected momentum < 1. Drop "
                 "zero_debias to keep the statistics as they are."
-            )
-        if self.zero_debias and self.renorm:
-            raise SpecError(
-                "zero_debias and renorm exclude each other: expected at most one, since renorm "
-                "divides by the moving standard deviation, which must not start at zero. Choose "
-                "one."
             )
 
     @property

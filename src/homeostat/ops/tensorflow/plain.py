@@ -31,14 +31,6 @@ def badly_conditioned(mean: Tensor, variance: Tensor, limit: float) -> Tensor:
     return tf.reduce_any(mean * mean > limit * variance)
 
 
-def where_bad(bad: Tensor, exact: Any, quick: Any) -> Any:
-    """Return ``exact()`` where the data are badly conditioned, else ``quick()``.
-
-    A GPU always takes the exact way, since asking it which one would make the host wait.
-    """
-    return exact() if gpu_present() else tf.cond(bad, exact, quick)
-
-
 def centre(elements: Elements, x: Tensor) -> Centre:
     """Return the mean and the centred variance of each channel, in two passes or three.
 
@@ -56,11 +48,12 @@ def centre(elements: Elements, x: Tensor) -> Centre:
         offset = elements.mean(centred)
         return offset, tf.maximum(variance - offset * offset, 0.0)
 
-    offset, variance = where_bad(
-        badly_conditioned(pivot, variance, CENTRED),
-        corrected,
-        lambda: (tf.zeros_like(pivot), variance),
-    )
+    # A GPU would make the host wait for the answer, and replicas must sum the same things.
+    if gpu_present() or elements.all_reduce is not None:
+        offset, variance = corrected()
+    else:
+        bad = badly_conditioned(pivot, variance, CENTRED)
+        offset, variance = tf.cond(bad, corrected, lambda: (tf.zeros_like(pivot), variance))
     return Centre(pivot, offset, variance)
 
 
