@@ -14,12 +14,12 @@ import numpy.typing as npt
 from homeostat.errors import ShapeError
 from homeostat.layout import Layout
 from homeostat.moments import (
-    Average,
     Moments,
+    MovingStatistics,
     RenormCorrection,
+    advance,
     average_groups,
     renorm_correction,
-    update,
 )
 from homeostat.spec import Activation, BatchNormSpec
 
@@ -170,6 +170,8 @@ def backward(
 
         dbeta  = sum(g)          dgamma = sum(g * x_hat)          dresidual = g
         dx     = gamma * s * (g - (w / W) * (dbeta + x_hat * dgamma))
+
+    An element of weight 0 that is NaN reaches the others only where a gradient comes in to it.
     """
     x, g = _float64(x), _float64(dy)
     layout = Layout.of(x.shape, axis)
@@ -183,42 +185,21 @@ def backward(
         z = z + _spread(_optional(beta, 0.0, layout.known_channel_shape), layout)
         z = z if residual is None else z + _float64(residual)
         g = np.where(z > 0, g, act.negative_slope * g)
-    dbeta, dgamma = _sum(g, layout), _sum(g * x_hat, layout)
+    dbeta, dgamma = _sum(g, layout), _sum(np.where(g == 0, 0.0, g * x_hat), layout)
     share = _element_weights(weights, layout) / _spread(
         np.where(batch.count > 0, batch.count, 1.0), layout
     )
-    through_moments = share * (_spread(dbeta, layout) + x_hat * _spread(dgamma, layout))
+    through_moments = _spread(dbeta, layout) + x_hat * _spread(dgamma, layout)
+    through_moments = np.where(share > 0, share * through_moments, 0.0)
     dx = _spread(gammas * scale, layout) * (g - through_moments)
     return Gradients(dx, dgamma, dbeta, g)
 
 
-class State(NamedTuple):
-    """The moving statistics of one batch norm, arrays of the channel shape.
-
-    Args:
-        mean: moving mean.
-        variance: moving variance.
-        updates: updates that each channel took.
-        skipped: updates that each channel left out because the batch was not finite.
-        renorm_mean: the mean that renorm corrects towards.
-        renorm_stddev: the standard deviation that renorm corrects towards.
-        stddev: with renorm, the moving standard deviation, from which the variance derives.
-    """
-
-    mean: Float64
-    variance: Float64
-    updates: npt.NDArray[np.int64]
-    skipped: npt.NDArray[np.int64]
-    renorm_mean: Float64
-    renorm_stddev: Float64
-    stddev: Float64
-
-    @classmethod
-    def start(cls, channel_shape: tuple[int, ...], spec: BatchNormSpec) -> State:
-        """Return the statistics before any batch: mean 0 and variance 1, or 0 to be debiased."""
-        zeros, ones = np.zeros(channel_shape), np.ones(channel_shape)
-        none = np.zeros(channel_shape, np.int64)
-        return cls(zeros, zeros if spec.zero_debias else ones, none, none, zeros, ones, ones)
+def start(channel_shape: tuple[int, ...]) -> MovingStatistics:
+    """Return the statistics before any batch: mean 0, variance 1, nothing counted."""
+    zeros, ones = np.zeros(channel_shape), np.ones(channel_shape)
+    skipped = np.zeros(channel_shape, np.int64)
+    return MovingStatistics(zeros, ones, zeros, skipped, ones, zeros, ones)
 
 
 class Step(NamedTuple):
@@ -226,12 +207,12 @@ class Step(NamedTuple):
 
     y: Float64
     batch: Moments
-    state: State
+    state: MovingStatistics
 
 
 def train_step(
     x: npt.ArrayLike,
-    state: State,
+    state: MovingStatistics,
     spec: BatchNormSpec,
     gamma: npt.ArrayLike | None = None,
     beta: npt.ArrayLike | None = None,
@@ -276,7 +257,7 @@ def train_step(
         residual=None if residual is None else _float64(residual).reshape(viewed.shape),
     )
     batch = groups if spec.virtual_batch_size is None else _average(groups)
-    return Step(y.reshape(x.shape), batch, _move(state, batch, spec))
+    return Step(y.reshape(x.shape), batch, advance(state, batch, spec, np))
 
 
 def _average(groups: Moments) -> Moments:
@@ -284,51 +265,11 @@ def _average(groups: Moments) -> Moments:
     return Moments(averaged.count[0], averaged.mean, averaged.variance)
 
 
-def _renorm(groups: Moments, state: State, spec: BatchNormSpec) -> RenormCorrection:
+def _renorm(groups: Moments, state: MovingStatistics, spec: BatchNormSpec) -> RenormCorrection:
     if not spec.renorm:
         return RenormCorrection(np.float64(1.0), np.float64(0.0))
     return renorm_correction(
         groups, state.renorm_mean, state.renorm_stddev, spec.epsilon, spec.clipping, np
-    )
-
-
-def _move(state: State, batch: Moments, spec: BatchNormSpec) -> State:
-    average = Average(spec.momentum)
-    sample, guard = spec.stored_variance == "sample", spec.nonfinite != "propagate"
-    moved = update(
-        state.mean,
-        state.variance,
-        batch,
-        average,
-        np,
-        sample=sample,
-        updates=state.updates,
-        guard=guard,
-    )
-    state = state._replace(
-        mean=moved.mean,
-        variance=moved.variance,
-        updates=state.updates + moved.applied,
-        skipped=state.skipped + moved.skipped,
-    )
-    if not spec.renorm:
-        return state
-    stddev = np.sqrt(batch.variance + spec.epsilon)
-    to_correct = Average(spec.renorm_momentum)
-    moving = np.where(
-        moved.applied, average.step(state.stddev, stddev, state.updates - 1), state.stddev
-    )
-    corrected = np.where(
-        moved.applied, to_correct.step(state.renorm_mean, batch.mean, 0), state.renorm_mean
-    )
-    corrected_stddev = np.where(
-        moved.applied, to_correct.step(state.renorm_stddev, stddev, 0), state.renorm_stddev
-    )
-    return state._replace(
-        variance=np.maximum(moving**2 - spec.epsilon, 0.0),
-        stddev=moving,
-        renorm_mean=corrected,
-        renorm_stddev=corrected_stddev,
     )
 
 
