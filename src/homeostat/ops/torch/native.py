@@ -32,7 +32,8 @@ from homeostat.ops.torch.plain import differentiable_gradients
 # The CPU kernels compute x * a + (beta - mean * a), which loses |mean| / std * 6e-8 of a standard
 # deviation, and their mean about as much. Beyond this mean**2 / variance x is centred first.
 ILL_CONDITIONED = 1024.0
-# Rows of channels that one float32 sum may run over, and the widest row to sum into.
+# Rows of channels that one thread's float32 sum may run over (twice that before anything is done
+# about it), and the widest row to sum into.
 ROWS_PER_SUM = 8192
 WIDEST_ROW = 16384
 
@@ -206,7 +207,11 @@ def _statistics_of(v: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and population variance of (N, C, ...)."""
     channels = v.shape[1]
     rows = v.numel() // channels
-    groups = 1 if v.device.type != "cpu" or v.is_contiguous() else _groups(rows, channels)
+    groups = (
+        1
+        if v.device.type != "cpu" or v.is_contiguous()
+        else _groups(rows, channels, torch.get_num_threads())
+    )
     if groups == 1:
         return _sums(v)
     # One float32 sum over all rows would lose digits, 1e-5 of the variance at 10**5 rows and 4e-4
@@ -225,9 +230,9 @@ def _statistics_of(v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _groups(rows: int, channels: int) -> int:
+def _groups(rows: int, channels: int, threads: int) -> int:
     """Return how many rows to lay side by side, a divisor of rows where there is one at hand."""
-    groups = min(rows // ROWS_PER_SUM, WIDEST_ROW // channels)
+    groups = min(rows // (ROWS_PER_SUM * threads), WIDEST_ROW // channels)
     if groups < 2:
         return 1
     return next((g for g in range(groups, 2 * groups) if rows % g == 0), groups)
