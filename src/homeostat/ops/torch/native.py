@@ -134,8 +134,10 @@ class Native(torch.autograd.Function):
         return y, mean, variance
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
         """Return the gradients by the equations of `normalize_batch`."""
+        if dy is None:
+            return (None,) * 7
         x, gamma, offset, scale, pivot, y = ctx.saved_tensors
         g = behind_activation(dy, y, ctx.call.slope)
         needs = list(ctx.needs_input_grad[:3])
