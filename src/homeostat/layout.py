@@ -43,7 +43,7 @@ class Layout:
         if rank == 0:
             raise ShapeError(
                 "the input is a scalar: expected at least 2 axes, batch and channels, such as "
-                "(32, 16)."
+                "(32, 16). Add the missing axes first."
             )
         for a in axes:
             if not -rank <= a < rank:
@@ -55,13 +55,13 @@ class Layout:
         if len(set(channel_axes)) != len(channel_axes):
             raise ShapeError(
                 f"axis={list(axes)} names the same axis twice for an input of shape {show(shape)}: "
-                "name each axis once."
+                "expected different axes. Name each axis once."
             )
         if len(channel_axes) == rank:
             raise ShapeError(
                 f"axis={list(axes)} leaves nothing to average over in an input of shape "
                 f"{show(shape)}: expected at least one axis, such as the batch, that is not a "
-                "channel axis."
+                "channel axis. For channels-last images use axis=-1."
             )
         return cls(shape, channel_axes)
 
@@ -121,7 +121,8 @@ class Layout:
                 raise ShapeError(
                     f"{name} has shape {show(tuple(array.shape))}: expected "
                     f"{show(self.channel_shape)}, one value for each channel of an input of shape "
-                    f"{show(self.shape)} with channel axes {self.channel_axes}."
+                    f"{show(self.shape)} with channel axes {self.channel_axes}. Reshape it, or "
+                    "name the axes of the channels with axis."
                 )
 
     def check_residual(self, residual: Any) -> None:
@@ -168,7 +169,8 @@ class Layout:
                 f"weights or mask of shape {show(given)} do not fit an input of shape "
                 f"{show(self.shape)} with channel axes {self.channel_axes}: expected "
                 f"{show(longest)} or its leading axes, one weight for each element that is "
-                "averaged, or the input's rank with size 1 at the channel axes."
+                "averaged, or the input's rank with size 1 at the channel axes. Reshape them to "
+                "one of these."
             )
         return full
 
@@ -188,8 +190,8 @@ class Layout:
         """
         if 0 in self.channel_axes:
             raise SpecError(
-                "virtual_batch_size cannot be used when axis 0 is a channel axis: move the batch "
-                "to axis 0."
+                "virtual_batch_size cannot be used when axis 0 is a channel axis: expected the "
+                "batch there, which virtual batches split. Move the batch to axis 0."
             )
         batch = self.shape[0]
         if batch is not None and batch % virtual_batch_size:

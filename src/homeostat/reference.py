@@ -170,6 +170,8 @@ def backward(
 
         dbeta  = sum(g)          dgamma = sum(g * x_hat)          dresidual = g
         dx     = gamma * s * (g - (w / W) * (dbeta + x_hat * dgamma))
+
+    An element of weight 0 that is NaN reaches the others only where a gradient comes in to it.
     """
     x, g = _float64(x), _float64(dy)
     layout = Layout.of(x.shape, axis)
@@ -183,11 +185,12 @@ def backward(
         z = z + _spread(_optional(beta, 0.0, layout.known_channel_shape), layout)
         z = z if residual is None else z + _float64(residual)
         g = np.where(z > 0, g, act.negative_slope * g)
-    dbeta, dgamma = _sum(g, layout), _sum(g * x_hat, layout)
+    dbeta, dgamma = _sum(g, layout), _sum(np.where(g == 0, 0.0, g * x_hat), layout)
     share = _element_weights(weights, layout) / _spread(
         np.where(batch.count > 0, batch.count, 1.0), layout
     )
-    through_moments = share * (_spread(dbeta, layout) + x_hat * _spread(dgamma, layout))
+    through_moments = _spread(dbeta, layout) + x_hat * _spread(dgamma, layout)
+    through_moments = np.where(share > 0, share * through_moments, 0.0)
     dx = _spread(gammas * scale, layout) * (g - through_moments)
     return Gradients(dx, dgamma, dbeta, g)
 

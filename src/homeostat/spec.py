@@ -25,7 +25,7 @@ STORED_VARIANCES = ("population", "sample")
 
 def _real(name: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(float(value)):
-        raise SpecError(f"{name}={value!r} is not a number: expected {expected}.")
+        raise SpecError(f"{name}={value!r} is not a number: expected {expected}. Pass a number.")
     return float(value)
 
 
@@ -93,7 +93,7 @@ class Activation:
         if not 0.0 <= slope <= 1.0 or (name == "relu" and slope != 0.0):
             raise SpecError(
                 f"negative_slope={slope} is not valid for activation={name!r}: expected 0 for relu "
-                "and 0 <= negative_slope <= 1 for leaky_relu."
+                "and 0 <= negative_slope <= 1 for leaky_relu. Choose a slope in that range."
             )
         return cls(name=name, negative_slope=slope)
 
@@ -124,7 +124,8 @@ class RenormClipping:
             value = getattr(self, name)
             if value is not None and _real(name, value, "a number >= 0, or None") < 0:
                 raise SpecError(
-                    f"renorm_clipping {name}={value} is negative: expected {name} >= 0."
+                    f"renorm_clipping {name}={value} is negative: expected {name} >= 0. Leave it "
+                    "out, or None, for no bound."
                 )
         if self.rmin is not None and self.rmax is not None and self.rmin > self.rmax:
             raise SpecError(
@@ -143,7 +144,7 @@ class RenormClipping:
         if unknown:
             raise SpecError(
                 f"renorm_clipping has unknown keys {unknown}: expected keys among 'rmin', 'rmax' "
-                "and 'dmax'."
+                "and 'dmax'. Remove the others."
             )
         return cls(**value)
 
@@ -166,7 +167,9 @@ def _read_axis(axis: Any) -> tuple[int, ...]:
         )
     found = tuple(int(a) for a in axes)
     if len(set(found)) != len(found):
-        raise SpecError(f"axis={axis!r} repeats an axis: name each axis once.")
+        raise SpecError(
+            f"axis={axis!r} repeats an axis: expected different axes. Name each axis once."
+        )
     return found
 
 
@@ -233,7 +236,10 @@ class BatchNormSpec:
             ("nonfinite", NONFINITE_POLICIES),
         ):
             if getattr(self, name) not in allowed:
-                raise SpecError(f"{name}={getattr(self, name)!r}: expected one of {allowed}.")
+                raise SpecError(
+                    f"{name}={getattr(self, name)!r} is not known: expected one of {allowed}. "
+                    "Choose one of these."
+                )
         if self.renorm_clipping is not None and not self.renorm:
             raise SpecError(
                 "renorm_clipping is given but renorm=False: expected renorm=True. Set renorm=True "
@@ -251,28 +257,31 @@ class BatchNormSpec:
         if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size <= 0:
             raise SpecError(
                 f"virtual_batch_size={size!r} is not valid: expected a positive integer that "
-                "divides the batch size, or None."
+                "divides the batch size, or None. Use None for statistics over the whole batch."
             )
         if 0 in self.axes:
             raise SpecError(
-                "virtual_batch_size cannot be used when axis 0 is a channel axis: virtual batches "
-                "split the batch, which must be axis 0. Move the batch to axis 0."
+                "virtual_batch_size cannot be used when axis 0 is a channel axis: expected the "
+                "batch there, which virtual batches split. Move the batch to axis 0."
             )
         if self.synchronized:
             raise SpecError(
-                "virtual_batch_size and synchronized exclude each other: one takes statistics over "
-                "less than the local batch, the other over more. Choose one."
+                "virtual_batch_size and synchronized exclude each other: expected at most one, "
+                "since one takes statistics over less than the local batch, the other over more. "
+                "Choose one."
             )
 
     def _check_averages(self) -> None:
         if self.zero_debias and self.momentum is None:
             raise SpecError(
-                "zero_debias needs a momentum: the cumulative average (momentum=None) has no bias "
-                "towards its start. Drop zero_debias or set a momentum."
+                "zero_debias needs a momentum: expected 0 <= momentum < 1, since the cumulative "
+                "average (momentum=None) has no bias towards its start. Drop zero_debias or set a "
+                "momentum."
             )
         if self.zero_debias and self.momentum == 1.0:
             raise SpecError(
-                "zero_debias with momentum=1 divides by 1 - 1**t = 0: expected momentum < 1."
+                "zero_debias with momentum=1 divides by 1 - 1**t = 0: expected momentum < 1. Drop "
+                "zero_debias to keep the statistics as they are."
             )
 
     @property
@@ -350,8 +359,8 @@ class Convention:
         if not count > 1:
             raise SpecError(
                 f"count={count} is too small to translate a {stored} variance to a "
-                f"{self.stored_variance} variance: expected the number of elements per channel in "
-                "each training batch, above 1."
+                f"{self.stored_variance} variance: expected a number above 1. Pass the elements "
+                "per channel of each training batch."
             )
         return count / (count - 1.0) if stored == "population" else (count - 1.0) / count
 

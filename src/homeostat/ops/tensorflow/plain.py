@@ -109,7 +109,11 @@ class Plain:
         values = tf.cast(g, dtype)
         centred = tf.cast(x, dtype) - elements.spread(pivot)
         dbeta = elements.sum(values)
-        dgamma = inverse * (elements.dot(values, centred) - offset * dbeta)
+        counted = centred
+        if elements.weights is not None:
+            # What lies under a mask may be NaN: it counts only where a gradient comes in.
+            counted = tf.where(values == 0, tf.zeros_like(centred), centred)
+        dgamma = inverse * (elements.dot(values, counted) - offset * dbeta)
         scale = inverse * tf.cast(gamma, dtype)
         mean_g = elements.reduced(dbeta) / elements.divisor
         slope = inverse * elements.reduced(dgamma) / elements.divisor
@@ -117,7 +121,11 @@ class Plain:
             mean_g - offset * slope
         )
         if elements.weights is not None:
-            through_moments = through_moments * elements.weights
+            through_moments = tf.where(
+                elements.weights > 0,
+                through_moments * elements.weights,
+                tf.zeros_like(through_moments),
+            )
         dx = (values - through_moments) * elements.spread(scale)
         gradients = (
             tf.cast(dx, x.dtype),
