@@ -86,7 +86,8 @@ class Fused(Plain):
             return normed._replace(y=tf.reshape(y, tf.shape(x)))
 
         def shifted() -> tuple[Tensor, ...]:
-            pivot = quick.mean
+            # The op's own mean may be several standard deviations off by now.
+            pivot = self._mean(values) if few else quick.mean
             return (pivot, *finished(self._by_sums(self._shift(values, pivot), *affine)))
 
         few = self._few_rows(x)
@@ -150,9 +151,8 @@ class Fused(Plain):
         return Normed(y, mean, variance)
 
     def _by_sums(self, values: Tensor, gamma: Tensor, beta: Tensor) -> Normed:
-        x = tf.cast(tf.reshape(values, self.elements.shape), tf.float32)
-        mean = tf.reshape(self.elements.mean(x), [-1])
-        square = tf.reshape(self.elements.mean_square(x), [-1])
+        mean = self._mean(values)
+        square = self._flat(self.elements.mean_square(self._unview(values)))
         variance = tf.maximum(square - mean * mean, 0.0)
         return Normed(self._op(values, gamma, beta, mean, variance, False)[0], mean, variance)
 
@@ -188,6 +188,12 @@ class Fused(Plain):
             return tf.reshape(x, [product(shape[: axes[0]]), 1, 1, channels])
         before, after = product(shape[: axes[0]]), product(shape[axes[-1] + 1 :])
         return tf.reshape(x, [before, channels, after, 1])
+
+    def _unview(self, values: Tensor) -> Tensor:
+        return tf.cast(tf.reshape(values, self.elements.shape), tf.float32)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        return self._flat(self.elements.mean(self._unview(values)))
 
     def _flat(self, channels: Tensor) -> Tensor:
         return tf.reshape(tf.cast(channels, tf.float32), [-1])
