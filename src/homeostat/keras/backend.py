@@ -28,6 +28,11 @@ def operations() -> Any:
     return importlib.import_module(f"homeostat.ops.{name}")
 
 
+def value_of(variable: Any) -> Any:
+    """Return a variable's value, or None for None."""
+    return None if variable is None else keras.ops.convert_to_tensor(variable)
+
+
 def replica_sum() -> Callable[[Any], Any] | None:
     """Return what sums a tensor over the replicas of `tf.distribute`, or None for one replica.
 

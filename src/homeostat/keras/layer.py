@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import constraints, initializers, regularizers
 
-from homeostat.errors import OneElementWarning, ShapeError, SpecError, UnsupportedError
-from homeostat.keras.backend import fail_if, operations, replica_sum
+from homeostat.errors import ShapeError, SpecError, UnsupportedError
+from homeostat.keras.backend import operations, replica_sum, value_of
+from homeostat.keras.step import train
 from homeostat.layout import Layout, compatible, show
-from homeostat.moments import (
-    Average,
-    Moments,
-    MovingStatistics,
-    advance,
-    average_groups,
-    renorm_correction,
-)
+from homeostat.moments import Average
 from homeostat.spec import BatchNormSpec
 
 Tensor = Any
@@ -263,160 +256,20 @@ class BatchNormalization(keras.layers.Layer):
     ) -> Tensor:
         """Normalize the inputs; see the class."""
         if training and self.trainable and not self.inference_mode:
-            outputs = self._train(inputs, mask, residual)
+            outputs = train(self, inputs, mask, residual)
         else:
             outputs = operations().normalize(
                 inputs,
-                _value(self.moving_mean),
-                _value(self.moving_variance),
-                _value(self.gamma),
-                _value(self.beta),
+                value_of(self.moving_mean),
+                value_of(self.moving_variance),
+                value_of(self.gamma),
+                value_of(self.beta),
                 axis=self.spec.axes,
                 epsilon=self.spec.epsilon,
                 activation=self.spec.activation,
                 residual=residual,
             )
         return keras.ops.cast(outputs, self.compute_dtype)
-
-    def _train(self, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> Tensor:
-        layout = Layout.of(x.shape, self.spec.axes)
-        if layout.count == 1:
-            _warn_of_one_element(layout)
-        if self.adjustment is not None:
-            y, batch = self._adjusted(x, layout, mask, residual)
-        elif self.spec.virtual_batch_size is not None:
-            y, batch = self._ghost_batches(x, layout, mask, residual)
-        else:
-            gamma, beta = _value(self.gamma), _value(self.beta)
-            y, batch = self._normalize(x, layout, gamma, beta, mask, residual)
-        if not self.frozen_statistics:
-            self._move_statistics(batch)
-        return y
-
-    def _normalize(
-        self,
-        x: Tensor,
-        layout: Layout,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        mask: Tensor | None = None,
-        residual: Tensor | None = None,
-        activation: Any = "as asked",
-    ) -> tuple[Tensor, Moments]:
-        """Normalize with the batch's statistics, renormalized if the options say so."""
-        ops = operations()
-        statistics = {
-            "axis": layout.channel_axes,
-            "weights": mask,
-            "all_reduce": replica_sum() if self.spec.synchronized else None,
-        }
-        batch = None
-        if self.spec.renorm:
-            batch = ops.moments(x, **statistics)
-            gamma, beta = self._renormed(batch, gamma, beta)
-        return ops.normalize_batch(
-            x,
-            gamma,
-            beta,
-            epsilon=self.spec.epsilon,
-            activation=self.spec.activation if activation == "as asked" else activation,
-            residual=residual,
-            batch=batch,
-            **statistics,
-        )
-
-    def _renormed(
-        self, batch: Moments, gamma: Tensor | None, beta: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return gamma * r and beta + gamma * d: (x_hat * r + d) * gamma + beta."""
-        r, d = renorm_correction(
-            batch,
-            _value(self.renorm_mean),
-            _value(self.renorm_stddev),
-            self.spec.epsilon,
-            self.spec.clipping,
-            keras.ops,
-        )
-        r, d = keras.ops.stop_gradient(r), keras.ops.stop_gradient(d)
-        if gamma is not None:
-            gamma = keras.ops.cast(gamma, r.dtype)
-            r, d = gamma * r, gamma * d
-        return r, d if beta is None else keras.ops.cast(beta, d.dtype) + d
-
-    def _ghost_batches(
-        self, x: Tensor, layout: Layout, mask: Tensor | None, residual: Tensor | None
-    ) -> tuple[Tensor, Moments]:
-        """Normalize each ghost batch by its own statistics (Hoffer et al. 2017)."""
-        if mask is not None:
-            raise UnsupportedError(
-                "a mask came to a batch norm with virtual_batch_size: expected no mask, since "
-                "ghost batches with unequal counts have no common statistics. Drop one of the two."
-            )
-        _, parted = layout.ghost(self.spec.virtual_batch_size)
-        sizes = keras.ops.shape(x)
-        view = (self.spec.virtual_batch_size, -1, *sizes[1:])
-        groups = (sizes[0] // self.spec.virtual_batch_size, *layout.known_channel_shape)
-
-        def grouped(channels: Any) -> Tensor | None:
-            return None if channels is None else keras.ops.broadcast_to(_value(channels), groups)
-
-        y, batch = self._normalize(
-            keras.ops.reshape(x, view),
-            parted,
-            grouped(self.gamma),
-            grouped(self.beta),
-            residual=None if residual is None else keras.ops.reshape(residual, view),
-        )
-        return keras.ops.reshape(y, sizes), average_groups(batch, 0, keras.ops)
-
-    def _adjusted(
-        self, x: Tensor, layout: Layout, mask: Tensor | None, residual: Tensor | None
-    ) -> tuple[Tensor, Moments]:
-        """Scale and shift the normalized values as the adjustment says, then by gamma and beta."""
-        z, batch = self._normalize(x, layout, None, None, mask, activation=None)
-        scale, bias = self.adjustment(keras.ops.shape(x))
-        z = keras.ops.cast(z, batch.mean.dtype)
-        z = z * keras.ops.cast(scale, z.dtype) + keras.ops.cast(bias, z.dtype)
-        spread = [-1 if n is None else n for n in layout.broadcast_shape]
-        if self.gamma is not None:
-            z = z * keras.ops.reshape(keras.ops.cast(self.gamma, z.dtype), spread)
-        if self.beta is not None:
-            z = z + keras.ops.reshape(keras.ops.cast(self.beta, z.dtype), spread)
-        if residual is not None:
-            z = z + keras.ops.cast(residual, z.dtype)
-        activation = self.spec.fused_activation
-        if activation is not None:
-            z = keras.ops.leaky_relu(z, activation.negative_slope)
-        return keras.ops.cast(z, x.dtype), batch
-
-    def _move_statistics(self, batch: Moments) -> None:
-        variables = MovingStatistics(
-            mean=self.moving_mean,
-            variance=self.moving_variance,
-            updates=self.updates,
-            skipped=self.skipped_updates,
-            stddev=self.moving_stddev,
-            renorm_mean=self.renorm_mean,
-            renorm_stddev=self.renorm_stddev,
-        )
-        old = MovingStatistics(*(_value(variable) for variable in variables))
-        dtype = old.mean.dtype
-        batch = Moments(
-            batch.count, keras.ops.cast(batch.mean, dtype), keras.ops.cast(batch.variance, dtype)
-        )
-        new = advance(old, batch, self.spec, keras.ops)
-        # Compared before the assignment: a variable's value may be the variable itself.
-        bad = self.spec.nonfinite == "raise" and keras.ops.any(new.skipped > old.skipped)
-        for variable, value in zip(variables, new, strict=True):
-            if variable is not None:
-                variable.assign(value)
-        if self.spec.nonfinite == "raise":
-            fail_if(
-                bad,
-                f"the batch statistics of layer {self.name!r} are not finite in at least one "
-                "channel: expected finite inputs. Find the layer before it that makes NaN or "
-                "infinity, or use nonfinite='skip'. The moving statistics are unharmed.",
-            )
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make this layer again.
@@ -480,22 +333,8 @@ class BatchNormalization(keras.layers.Layer):
             variable.assign(value)
 
 
-def _value(variable: Any) -> Tensor | None:
-    return None if variable is None else keras.ops.convert_to_tensor(variable)
-
-
 def _clone(initializer: Any) -> Any:
     return initializer.clone() if hasattr(initializer, "clone") else initializer
-
-
-def _warn_of_one_element(layout: Layout) -> None:
-    warnings.warn(
-        f"batch norm is training on one element per channel (input shape {show(layout.shape)}): "
-        "the variance is 0 and every output equals beta. Train on larger batches, or call the "
-        "layer with training=False.",
-        OneElementWarning,
-        stacklevel=2,
-    )
 
 
 def _adjustment_config(adjustment: Any, name: str) -> Any:

@@ -1,0 +1,186 @@
+"""One training step of the Keras layer: which statistics, which gamma and beta, what moves."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+
+from homeostat.errors import OneElementWarning, UnsupportedError
+from homeostat.keras.backend import fail_if, operations, replica_sum, value_of
+from homeostat.layout import Layout, show
+from homeostat.moments import (
+    Moments,
+    MovingStatistics,
+    advance,
+    average_groups,
+    renorm_correction,
+)
+
+Tensor = Any
+
+
+def train(layer: Any, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> Tensor:
+    """Normalize with the batch's statistics and let the layer's moving statistics follow.
+
+    Args:
+        layer: a built `homeostat.keras.BatchNormalization`.
+        x: the input.
+        mask: see the layer.
+        residual: see the layer.
+    """
+    layout = Layout.of(x.shape, layer.spec.axes)
+    if layout.count == 1:
+        _warn_of_one_element(layout)
+    if layer.adjustment is not None:
+        y, batch = _adjusted(layer, x, layout, mask, residual)
+    elif layer.spec.virtual_batch_size is not None:
+        y, batch = _ghost_batches(layer, x, layout, mask, residual)
+    else:
+        gamma, beta = value_of(layer.gamma), value_of(layer.beta)
+        y, batch = _normalize(layer, x, layout, gamma, beta, mask, residual)
+    if not layer.frozen_statistics:
+        _move_statistics(layer, batch)
+    return y
+
+
+def _normalize(
+    layer: Any,
+    x: Tensor,
+    layout: Layout,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mask: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: Any = "as asked",
+) -> tuple[Tensor, Moments]:
+    """Normalize with the batch's statistics, renormalized if the options say so."""
+    ops = operations()
+    statistics = {
+        "axis": layout.channel_axes,
+        "weights": mask,
+        "all_reduce": replica_sum() if layer.spec.synchronized else None,
+    }
+    batch = None
+    if layer.spec.renorm:
+        batch = ops.moments(x, **statistics)
+        gamma, beta = _renormed(layer, batch, gamma, beta)
+    return ops.normalize_batch(
+        x,
+        gamma,
+        beta,
+        epsilon=layer.spec.epsilon,
+        activation=layer.spec.activation if activation == "as asked" else activation,
+        residual=residual,
+        batch=batch,
+        **statistics,
+    )
+
+
+def _renormed(
+    layer: Any, batch: Moments, gamma: Tensor | None, beta: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return gamma * r and beta + gamma * d: (x_hat * r + d) * gamma + beta."""
+    r, d = renorm_correction(
+        batch,
+        value_of(layer.renorm_mean),
+        value_of(layer.renorm_stddev),
+        layer.spec.epsilon,
+        layer.spec.clipping,
+        keras.ops,
+    )
+    r, d = keras.ops.stop_gradient(r), keras.ops.stop_gradient(d)
+    if gamma is not None:
+        gamma = keras.ops.cast(gamma, r.dtype)
+        r, d = gamma * r, gamma * d
+    return r, d if beta is None else keras.ops.cast(beta, d.dtype) + d
+
+
+def _ghost_batches(
+    layer: Any, x: Tensor, layout: Layout, mask: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Moments]:
+    """Normalize each ghost batch by its own statistics (Hoffer et al. 2017)."""
+    if mask is not None:
+        raise UnsupportedError(
+            "a mask came to a batch norm with virtual_batch_size: expected no mask, since "
+            "ghost batches with unequal counts have no common statistics. Drop one of the two."
+        )
+    _, parted = layout.ghost(layer.spec.virtual_batch_size)
+    sizes = keras.ops.shape(x)
+    view = (layer.spec.virtual_batch_size, -1, *sizes[1:])
+    groups = (sizes[0] // layer.spec.virtual_batch_size, *layout.known_channel_shape)
+
+    def grouped(channels: Any) -> Tensor | None:
+        return None if channels is None else keras.ops.broadcast_to(value_of(channels), groups)
+
+    y, batch = _normalize(
+        layer,
+        keras.ops.reshape(x, view),
+        parted,
+        grouped(layer.gamma),
+        grouped(layer.beta),
+        residual=None if residual is None else keras.ops.reshape(residual, view),
+    )
+    return keras.ops.reshape(y, sizes), average_groups(batch, 0, keras.ops)
+
+
+def _adjusted(
+    layer: Any, x: Tensor, layout: Layout, mask: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Moments]:
+    """Scale and shift the normalized values as the adjustment says, then by gamma and beta."""
+    z, batch = _normalize(layer, x, layout, None, None, mask, activation=None)
+    scale, bias = layer.adjustment(keras.ops.shape(x))
+    z = keras.ops.cast(z, batch.mean.dtype)
+    z = z * keras.ops.cast(scale, z.dtype) + keras.ops.cast(bias, z.dtype)
+    spread = [-1 if n is None else n for n in layout.broadcast_shape]
+    if layer.gamma is not None:
+        z = z * keras.ops.reshape(keras.ops.cast(layer.gamma, z.dtype), spread)
+    if layer.beta is not None:
+        z = z + keras.ops.reshape(keras.ops.cast(layer.beta, z.dtype), spread)
+    if residual is not None:
+        z = z + keras.ops.cast(residual, z.dtype)
+    activation = layer.spec.fused_activation
+    if activation is not None:
+        z = keras.ops.leaky_relu(z, activation.negative_slope)
+    return keras.ops.cast(z, x.dtype), batch
+
+
+def _move_statistics(layer: Any, batch: Moments) -> None:
+    variables = MovingStatistics(
+        mean=layer.moving_mean,
+        variance=layer.moving_variance,
+        updates=layer.updates,
+        skipped=layer.skipped_updates,
+        stddev=layer.moving_stddev,
+        renorm_mean=layer.renorm_mean,
+        renorm_stddev=layer.renorm_stddev,
+    )
+    old = MovingStatistics(*(value_of(variable) for variable in variables))
+    dtype = old.mean.dtype
+    batch = Moments(
+        batch.count, keras.ops.cast(batch.mean, dtype), keras.ops.cast(batch.variance, dtype)
+    )
+    new = advance(old, batch, layer.spec, keras.ops)
+    # Compared before the assignment: a variable's value may be the variable itlayer.
+    bad = layer.spec.nonfinite == "raise" and keras.ops.any(new.skipped > old.skipped)
+    for variable, value in zip(variables, new, strict=True):
+        if variable is not None:
+            variable.assign(value)
+    if layer.spec.nonfinite == "raise":
+        fail_if(
+            bad,
+            f"the batch statistics of layer {layer.name!r} are not finite in at least one "
+            "channel: expected finite inputs. Find the layer before it that makes NaN or "
+            "infinity, or use nonfinite='skip'. The moving statistics are unharmed.",
+        )
+
+
+def _warn_of_one_element(layout: Layout) -> None:
+    warnings.warn(
+        f"batch norm is training on one element per channel (input shape {show(layout.shape)}): "
+        "the variance is 0 and every output equals beta. Train on larger batches, or call the "
+        "layer with training=False.",
+        OneElementWarning,
+        stacklevel=2,
+    )
