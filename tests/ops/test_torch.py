@@ -78,9 +78,15 @@ def test_compiles_as_one_graph(shape: tuple[int, ...], options: dict[str, Any]) 
 @compiled
 @pytest.mark.slow
 def test_compiled_code_takes_any_batch_size_and_badly_conditioned_inputs() -> None:
+    from torch._dynamo.testing import CompileCounter
+
     torch._dynamo.reset()
-    counts = torch._dynamo.testing.CompileCounter()
-    function = torch.compile(ops.normalize_batch, fullgraph=True, backend=counts, dynamic=True)
+    counts = CompileCounter()
+
+    def layer(x: Any, gamma: Any, beta: Any, residual: Any) -> Any:
+        return ops.normalize_batch(x, gamma, beta, axis=-1, epsilon=1e-3, residual=residual)
+
+    function = torch.compile(layer, fullgraph=True, backend=counts, dynamic=True)
     for size in (8, 12, 31):
         check_step(function, leaf(size, 3))
     assert counts.frame_count == 1
