@@ -184,7 +184,8 @@ def normalize_batch(
     layout = check(x, axis, epsilon=epsilon, weights=weights, residual=residual,
                    gamma=gamma, beta=beta)  # fmt: skip
     call = Call(layout, epsilon, slope_of(activation), all_reduce)
-    if not _eager() and all_reduce is None:
+    # The compiler may take the formula apart too, and fuses it; over replicas it cannot.
+    if all_reduce is None if torch.compiler.is_compiling() else _transformed():
         y, found = differentiable(x, gamma, beta, residual, weights, call)
         return y, found if batch is None else batch
     view = _native_view(x, layout, weights, all_reduce)
@@ -199,9 +200,10 @@ def normalize_batch(
 def _native_view(
     x: Tensor, layout: Layout, weights: Tensor | None = None, all_reduce: AllReduce | None = None
 ) -> View | None:
-    special = weights is not None or all_reduce is not None
-    return View.of(x, layout) if _eager() and not special else None
+    if weights is not None or all_reduce is not None or torch.compiler.is_compiling():
+        return None
+    return None if _transformed() else View.of(x, layout)
 
 
-def _eager() -> bool:
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+def _transformed() -> bool:
+    return torch._C._are_functorch_transforms_active()

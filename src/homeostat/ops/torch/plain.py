@@ -100,6 +100,13 @@ def differentiable(
             "expected all_reduce=None there. Take the statistics of this process alone."
         )
     batch, centred = centre(x, weights, call.layout)
+    if weights is not None:
+        # What lies under a mask may be NaN. It reaches y, as a residual, but not the gradients.
+        masked = full_weights(weights, call.layout, centred.dtype) == 0
+        masked = masked & ~torch.isfinite(centred)
+        hidden = torch.where(masked, centred.detach(), 0.0)
+        residual = hidden if residual is None else residual + hidden
+        centred = torch.where(masked, 0.0, centred)
     scale = torch.rsqrt(batch.variance + call.epsilon)
     y = finish(centred, scale, gamma, beta, residual, call).to(x.dtype)
     return y, Moments(batch.count, batch.mean.detach(), batch.variance.detach())
