@@ -407,3 +407,20 @@ def test_normalize_checks_its_moments(library: str) -> None:
         lib.ops.normalize(x, four, three)
     with pytest.raises(ShapeError, match=r"variance has shape \(4,\): expected \(3,\)"):
         lib.ops.normalize(x, three, four)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(("activation", "below"), [("relu", 0.0), ("leaky_relu", -np.inf)])
+@pytest.mark.parametrize("centre", [0.0, 4096.0])
+def test_activations_of_extreme_values(
+    library: str, activation: str, below: float, centre: float
+) -> None:
+    """Relu makes 0 of minus infinity, not NaN, and 0 of a negative value, not -0; NaN stays."""
+    lib = adapter(library)
+    x = lib.array(np.array([[-np.inf], [centre - 1.0], [np.nan], [np.inf]]), "float32")
+    mean, variance = lib.array(np.full(1, centre), "float32"), lib.array(np.ones(1), "float32")
+    y = lib.values(lib.ops.normalize(x, mean, variance, epsilon=0.0, activation=activation))[:, 0]
+    assert y[0] == below
+    assert activation != "relu" or str(y[1]) == "0.0"
+    assert np.isnan(y[2])
+    assert y[3] == np.inf

@@ -111,7 +111,9 @@ def normalize(
         z += np.asarray(residual)
     act = Activation.of(activation)
     if act is not None:
-        z = np.where(z > 0, z, statistics.type(act.negative_slope) * z)
+        # Not 0 * z for relu, which is -0.0 or, for an infinite z, NaN.
+        below = statistics.type(act.negative_slope) * z if act.negative_slope else 0
+        z = np.maximum(z, below)
     return z.astype(x.dtype, copy=False)
 
 
