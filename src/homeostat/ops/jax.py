@@ -274,26 +274,38 @@ def _moments(
     return batch if all_reduce is None else _reduced(batch, x, all_reduce)
 
 
+# Compiled as one, so that a call outside of `jit` does not compile the branches anew each time.
+@partial(jax.jit, static_argnums=1)
+def _mean_and_variance(
+    x: Array, layout: Layout, weights: Array | None, divisor: Array
+) -> tuple[Array, Array]:
+    def average(of: Callable[[Array], Array]) -> Array:
+        values = of(x.astype(statistics_dtype(x)))
+        if weights is not None:
+            values = jnp.where(weights > 0, values, 0) * weights
+        return jnp.sum(values, layout.reduction_axes) / divisor
+
+    mean = average(lambda x: x)
+    variance = average(lambda x: jnp.square(x - _spread(mean, layout)))
+
+    def corrected() -> tuple[Array, Array]:
+        # How far rounding left the mean from where it should be: small numbers, so nearly exact.
+        offset = average(lambda x: x - _spread(mean, layout))
+        return mean + offset, jnp.maximum(variance - jnp.square(offset), 0)
+
+    def corrected_if_needed() -> tuple[Array, Array]:
+        near = jnp.all(jnp.square(mean) <= 100 * variance)
+        return jax.lax.cond(near, lambda: (mean, variance), corrected)
+
+    # The CPU saves a pass over data that are centred well enough. Elsewhere the pass is fused with
+    # the variance's, and the branch would cost a synchronization with the host.
+    return jax.lax.platform_dependent(cpu=corrected_if_needed, default=corrected)
+
+
 def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
-    x = x.astype(statistics_dtype(x))
-    count: Array = layout.count
-    divisor: Array = max(layout.count or 0, 1)
-    if weights is not None:
-        count = jnp.sum(weights)
-        divisor = _divisor(count)
-        x = jnp.where(weights > 0, x, 0)
-
-    def average(values: Array) -> Array:
-        weighted = values if weights is None else values * weights
-        return jnp.sum(weighted, layout.reduction_axes) / divisor
-
-    mean = average(x)
-    # How far rounding left the mean from where it should be: small numbers, so nearly exact. The
-    # three sums share no operand but x (hence x + -m and m - x): XLA on the CPU would write a
-    # shared one to memory, at the cost of a new tensor.
-    offset = average(x + _spread(-mean, layout))
-    variance = average(jnp.square(_spread(mean, layout) - x)) - jnp.square(offset)
-    return Moments(count, mean + offset, jnp.maximum(variance, 0))
+    count = layout.count if weights is None else jnp.sum(weights)
+    divisor = max(layout.count or 0, 1) if weights is None else _divisor(count)
+    return Moments(count, *_mean_and_variance(x, layout, weights, divisor))
 
 
 def _reduced(batch: Moments, x: Array, all_reduce: Callable[[Array], Array]) -> Moments:
@@ -358,7 +370,8 @@ def _normalized_backward(plan: _Plan, kept: Any, dy: Array) -> Any:
         g = jnp.where(z > 0, g, plan.slope * g if plan.slope else 0)
     s = 1 / jnp.sqrt(variance + plan.epsilon)
     a = s if operands.gamma is None else s * operands.gamma
-    # As in the moments, x + -m: this sum shares no operand with the rest.
+    # Not x - mean: XLA on the CPU would write an operand that this sum shares with the rest to
+    # memory, at the cost of a new tensor.
     products = g * (x.astype(mean.dtype) + -mean)
     if operands.weights is not None:
         # A masked NaN with no gradient of its own stays out of gamma's.

@@ -42,7 +42,7 @@ def _sum_rows(rows: Tensor) -> Tensor:
 def _dot_rows(first: Tensor, second: Tensor) -> Tensor:
     # The filter gradient of a 1x1 depthwise convolution is this very sum, and reads its inputs
     # once where a product and a sum would write and read the product as well.
-    channels = first.shape[1]
+    channels = first.shape[1] or tf.shape(first)[1]
     view = [1, 1, -1, channels]
     return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
         input=tf.reshape(first, view),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,16 @@ def spread(channels: Tensor, layout: Layout) -> Tensor:
 
 def flat(channels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Return channels as a vector of a dtype, or None for None."""
-    return None if channels is None else channels.to(dtype).flatten()
+    if channels is None or (channels.dtype == dtype and channels.dim() == 1):
+        return channels
+    return channels.to(dtype).flatten()
+
+
+def fit(t: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Return t in a shape and a dtype, at no cost where it has them: small calls feel each op."""
+    if dtype is not None and t.dtype != dtype:
+        t = t.to(dtype)
+    return t if t.shape == shape else t.reshape(shape)
 
 
 def dtypes(*tensors: Tensor | None) -> tuple[torch.dtype | None, ...]:
@@ -109,4 +118,4 @@ def as_asked(ctx: Any, found: Gradients, g: Tensor, shape: torch.Size) -> tuple[
         ctx.needs_input_grad[:4],
         strict=True,
     )
-    return tuple(t.reshape(s).to(dtype) if need else None for t, s, dtype, need in asked)
+    return tuple(fit(t, s, dtype) if need else None for t, s, dtype, need in asked)

@@ -8,6 +8,7 @@ and they subtract the mean before scaling.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from homeostat.ops.torch.elements import (
     behind_activation,
     dtypes,
     finish_in_place,
+    fit,
     flat,
     statistics,
 )
@@ -30,8 +32,9 @@ from homeostat.ops.torch.plain import differentiable_gradients
 # The CPU kernels compute x * a + (beta - mean * a), which loses |mean| / std * 6e-8 of a standard
 # deviation, and their mean about as much. Beyond this mean**2 / variance x is centred first.
 ILL_CONDITIONED = 1024.0
-# Rows of channels that one float32 sum may run over, and the widest row to sum into.
-ROWS_PER_SUM = 4096
+# Rows of channels that one thread's float32 sum may run over (twice that before anything is done
+# about it), and the widest row to sum into.
+ROWS_PER_SUM = 8192
 WIDEST_ROW = 16384
 
 
@@ -39,13 +42,15 @@ class View(NamedTuple):
     """How a tensor is shown to the native kernels, as (batch, channels, ...), and back.
 
     Args:
-        order: permutation of the axes that comes first.
+        order: permutation of the axes that comes first, or None.
+        back: its inverse, or None.
         shape: the shape after it.
         native: the shape for the kernels, with the channels last if ``last``, else at axis 1.
         last: whether the channels come last.
     """
 
-    order: tuple[int, ...]
+    order: tuple[int, ...] | None
+    back: tuple[int, ...] | None
     shape: tuple[int, ...]
     native: tuple[int, ...]
     last: bool
@@ -53,29 +58,47 @@ class View(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, layout: Layout) -> View | None:
         """Return the view of x, or None where the native kernels do not fit."""
-        axes, rank, count = layout.channel_axes, x.dim(), layout.count or 0
+        axes = layout.channel_axes
         scattered = axes[-1] - axes[0] + 1 != len(axes)
-        if x.device.type not in ("cpu", "cuda") or scattered or count < 2 or x.numel() == 0:
+        if scattered or x.device.type not in ("cpu", "cuda"):
             return None
-        channels = x.numel() // count
-        order = tuple(range(rank))
-        to_last = (*layout.reduction_axes, *axes)
-        if channels > 1 and (to_last == order or x.permute(to_last).is_contiguous()):
-            shape = tuple(x.shape[a] for a in to_last)
-            return cls(to_last, shape, (1, count, 1, channels), True)
-        before = math.prod(x.shape[: axes[0]])
-        return cls(order, tuple(x.shape), (before, channels, count // before), False)
+        last = axes[-1] == x.dim() - 1
+        if not last and not x.is_contiguous():
+            last = x.permute(*layout.reduction_axes, *axes).is_contiguous()
+        return _view(tuple(x.shape), axes, last)
 
     def enter(self, x: Tensor) -> Tensor:
         """Return x as the kernels take it; a copy only if its memory is not in that order."""
-        x = x.permute(self.order).reshape(self.native)
+        if self.order is not None:
+            x = x.permute(self.order)
+        x = x.reshape(self.native)
         return x.permute(0, 3, 1, 2) if self.last else x
 
     def leave(self, y: Tensor) -> Tensor:
         """Return what `enter` was given."""
-        y = y.permute(0, 2, 3, 1) if self.last else y
-        back = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return y.reshape(self.shape).permute(back)
+        if self.last:
+            y = y.permute(0, 2, 3, 1)
+        y = y.reshape(self.shape)
+        return y if self.back is None else y.permute(self.back)
+
+
+@functools.lru_cache(maxsize=1024)
+def _view(shape: tuple[int, ...], axes: tuple[int, ...], last: bool) -> View | None:
+    channels = math.prod(shape[a] for a in axes)
+    size = math.prod(shape)
+    if size < 2 * channels or size == 0:
+        return None
+    count = size // channels
+    if not last or channels == 1:
+        before = math.prod(shape[: axes[0]])
+        return View(None, None, shape, (before, channels, count // before), False)
+    order = (*(a for a in range(len(shape)) if a not in axes), *axes)
+    permuted = tuple(shape[a] for a in order)
+    native = (1, count, 1, channels)
+    if order == tuple(range(len(shape))):
+        return View(None, None, permuted, native, True)
+    back = tuple(sorted(range(len(order)), key=order.__getitem__))
+    return View(order, back, permuted, native, True)
 
 
 class Native(torch.autograd.Function):
@@ -105,14 +128,16 @@ class Native(torch.autograd.Function):
         ctx.view, ctx.call, ctx.dtypes = view, call, dtypes(x, gamma, beta, residual)
         shape = call.layout.channel_shape
         mean = offset if pivot is None else pivot + offset
-        mean, variance = mean.reshape(shape), variance.reshape(shape)
+        mean, variance = fit(mean, shape), fit(variance, shape)
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
         return y, mean, variance
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
         """Return the gradients by the equations of `normalize_batch`."""
+        if dy is None:
+            return (None,) * 7
         x, gamma, offset, scale, pivot, y = ctx.saved_tensors
         g = behind_activation(dy, y, ctx.call.slope)
         needs = list(ctx.needs_input_grad[:3])
@@ -136,7 +161,7 @@ def native_moments(x: Tensor, view: View, layout: Layout) -> Moments:
     _, pivot, offset, variance = _conditioned(view.enter(x), None, statistics(x))
     mean = offset if pivot is None else pivot + offset
     shape = layout.channel_shape
-    return Moments(layout.count, mean.reshape(shape), variance.reshape(shape))
+    return Moments(layout.count, fit(mean, shape), fit(variance, shape))
 
 
 def apply(
@@ -184,21 +209,35 @@ def _statistics_of(v: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and population variance of (N, C, ...)."""
     channels = v.shape[1]
     rows = v.numel() // channels
-    groups = min(rows // ROWS_PER_SUM, WIDEST_ROW // channels)
-    if v.device.type != "cpu" or groups < 2 or v.is_contiguous():
+    groups = (
+        1
+        if v.device.type != "cpu" or v.is_contiguous()
+        else _groups(rows, channels, torch.get_num_threads())
+    )
+    if groups == 1:
         return _sums(v)
     # One float32 sum over all rows would lose digits, 1e-5 of the variance at 10**5 rows and 4e-4
     # at 10**6. Neighbouring rows side by side are one wide row: fewer additions, no copy.
     wide = rows // groups
     table = v.permute(0, 2, 3, 1).reshape(rows, channels)
-    mean, variance = _sums(_as_channels_last(table[: wide * groups].reshape(wide, -1)))
-    between, mean = torch.var_mean(mean.view(groups, channels), 0, correction=0)
-    variance = variance.view(groups, channels).mean(0) + between
+    means, variances = _sums(_as_channels_last(table[: wide * groups].reshape(wide, -1)))
+    means = means.view(groups, channels)
+    mean = means.mean(0)
+    variance = (variances.view(groups, channels) + (means - mean).square_()).mean(0)
     rest = rows - wide * groups
     if rest:
         tail = Moments(rest, *_sums(_as_channels_last(table[wide * groups :])))
         _, mean, variance = merge(Moments(wide * groups, mean, variance), tail, torch)
     return mean, variance
+
+
+@functools.lru_cache(maxsize=1024)
+def _groups(rows: int, channels: int, threads: int) -> int:
+    """Return how many rows to lay side by side, a divisor of rows where there is one at hand."""
+    groups = min(rows // (ROWS_PER_SUM * threads), WIDEST_ROW // channels)
+    if groups < 2:
+        return 1
+    return next((g for g in range(groups, 2 * groups) if rows % g == 0), groups)
 
 
 def _as_channels_last(table: Tensor) -> Tensor:
