@@ -251,3 +251,8 @@ CASES = [
 
 BY_NAME = {case.name: case for case in CASES}
 REPRESENTATIVE = [case for case in CASES if case.representative]
+# Small ones of every kind, for what hardly depends on the numbers.
+FEW = [
+    BY_NAME[name]
+    for name in ("dense", "image-channels-first", "scattered-axes", "fractions", "relu-first")
+]

@@ -355,7 +355,8 @@ def legacy() -> dict[str, Any]:
         for options in LEGACY.values()
     ]
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("legacy_layer.py")],
+        [sys.executable, "-m", "tests.legacy_layer"],
+        cwd=Path(__file__).parent.parent,
         input=json.dumps(cases),
         capture_output=True,
         text=True,

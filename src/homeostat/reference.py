@@ -45,7 +45,9 @@ def _spread(channels: Float64, layout: Layout) -> Float64:
 
 
 def _activate(z: Float64, activation: Activation | None) -> Float64:
-    return z if activation is None else np.where(z > 0, z, activation.negative_slope * z)
+    if activation is None:
+        return z
+    return np.maximum(z, activation.negative_slope * z if activation.negative_slope else 0.0)
 
 
 def _element_weights(weights: npt.ArrayLike | None, layout: Layout) -> Float64:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from homeostat.moments import Moments
-from tests.cases import Arrays, Case
+from tests.cases import CASES, FEW, REPRESENTATIVE, Arrays, Case
 
 LIBRARIES = ("numpy", "tensorflow", "jax", "torch")
 GRADIENTS = ("x", "gamma", "beta", "residual")
@@ -196,18 +196,23 @@ class Torch(Adapter):
 
 ADAPTERS = {"numpy": NumPy, "tensorflow": TensorFlow, "jax": Jax, "torch": Torch}
 
-# Every way of running, and whether it takes all cases or the representative ones: compiling for
-# each shape anew is slow.
+# Every way of running and the cases it takes: compiling for each shape anew is slow, most of all
+# operation by operation, as JAX does outside of jit.
 WAYS = {
-    "numpy": True,
-    "tensorflow-eager": True,
-    "tensorflow-graph": False,
-    "tensorflow-unknown": False,
-    "tensorflow-xla": False,
-    "jax": False,
-    "jax-jit": True,
-    "torch": True,
+    "numpy": CASES,
+    "tensorflow-eager": CASES,
+    "tensorflow-graph": REPRESENTATIVE,
+    "tensorflow-unknown": REPRESENTATIVE,
+    "tensorflow-xla": REPRESENTATIVE,
+    "jax": FEW,
+    "jax-jit": CASES,
+    "torch": CASES,
 }
+
+
+def pairs(*ways: str) -> list[Any]:
+    """Return the ways, each with every case it takes, as parameters of a test."""
+    return [pytest.param(name, case, id=f"{name}-{case}") for name in ways for case in WAYS[name]]
 
 
 @functools.cache

@@ -14,20 +14,11 @@ from homeostat import reference
 from homeostat.errors import DTypeError, ShapeError, SpecError, UnsupportedError
 from homeostat.moments import Moments
 from tests import tolerances
-from tests.cases import BY_NAME, CASES, REPRESENTATIVE, Case, draw
+from tests.cases import BY_NAME, FEW, REPRESENTATIVE, Case, draw
 from tests.messages import has_three_parts
-from tests.ops.adapters import LIBRARIES, WAYS, Adapter, adapter, way
+from tests.ops.adapters import LIBRARIES, WAYS, Adapter, adapter, pairs, way
 
-PAIRS = [
-    pytest.param(name, case, id=f"{name}-{case}")
-    for name, everything in WAYS.items()
-    for case in (CASES if everything else REPRESENTATIVE)
-]
-# Small cases of every kind, for what does not depend on the numbers.
-FEW = [
-    BY_NAME[name]
-    for name in ("dense", "image-channels-first", "scattered-axes", "fractions", "relu-first")
-]
+EAGER = ("numpy", "tensorflow-eager", "jax", "torch")
 
 
 def options(case: Case) -> dict[str, Any]:
@@ -73,7 +64,7 @@ def check_outcome(library: Adapter, outcome: Any, case: Case) -> None:
         tolerances.check(name, library.values(gradient), getattr(expected_gradients, name), case)
 
 
-@pytest.mark.parametrize(("name", "case"), PAIRS)
+@pytest.mark.parametrize(("name", "case"), pairs(*WAYS))
 def test_outputs_gradients_and_moments_equal_the_oracle(name: str, case: Case) -> None:
     library, mode = way(name)
     arrays = draw(case)
@@ -85,12 +76,9 @@ def test_outputs_gradients_and_moments_equal_the_oracle(name: str, case: Case) -
         check_outcome(library, outcome, case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", ["numpy", "tensorflow-eager", "jax", "torch"])
+@pytest.mark.parametrize(("name", "case"), pairs(*EAGER))
 def test_moments_equal_the_oracle(name: str, case: Case) -> None:
     library, _ = way(name)
-    if name == "jax" and not case.representative:
-        pytest.skip("jax compiles every operation for every shape: the representative cases do")
     arrays = draw(case)
     with library.scope(case.dtype):
         inputs = library.inputs(arrays, case)
@@ -129,12 +117,9 @@ def test_given_moments_are_used(library: str) -> None:
     assert float(lib.values(batch.count)) == 33
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", ["numpy", "tensorflow-eager", "jax", "torch"])
+@pytest.mark.parametrize(("name", "case"), pairs(*EAGER))
 def test_inference_equals_the_oracle(name: str, case: Case) -> None:
     library, _ = way(name)
-    if name == "jax" and not case.representative:
-        pytest.skip("jax compiles every operation for every shape: the representative cases do")
     arrays = draw(case)
     kind = tolerances.statistics_of(case)
     batch = reference.moments(arrays.x, case.axis, weights=arrays.weights)
@@ -407,3 +392,20 @@ def test_normalize_checks_its_moments(library: str) -> None:
         lib.ops.normalize(x, four, three)
     with pytest.raises(ShapeError, match=r"variance has shape \(4,\): expected \(3,\)"):
         lib.ops.normalize(x, three, four)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(("activation", "below"), [("relu", 0.0), ("leaky_relu", -np.inf)])
+@pytest.mark.parametrize("centre", [0.0, 4096.0])
+def test_activations_of_extreme_values(
+    library: str, activation: str, below: float, centre: float
+) -> None:
+    """Relu makes 0 of minus infinity, not NaN, and 0 of a negative value, not -0; NaN stays."""
+    lib = adapter(library)
+    x = lib.array(np.array([[-np.inf], [centre - 1.0], [np.nan], [np.inf]]), "float32")
+    mean, variance = lib.array(np.full(1, centre), "float32"), lib.array(np.ones(1), "float32")
+    y = lib.values(lib.ops.normalize(x, mean, variance, epsilon=0.0, activation=activation))[:, 0]
+    assert y[0] == below
+    assert activation != "relu" or str(y[1]) == "0.0"
+    assert np.isnan(y[2])
+    assert y[3] == np.inf

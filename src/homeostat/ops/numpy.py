@@ -14,6 +14,9 @@ from homeostat.spec import Activation
 
 Array = Any
 
+# NaN and infinity go through as in every other library, without a warning for each operation.
+_QUIET = np.errstate(invalid="ignore", over="ignore")
+
 
 def moments(
     x: Array,
@@ -54,6 +57,7 @@ def moments(
     return batch if all_reduce is None else _reduced(batch, all_reduce)
 
 
+@_QUIET
 def normalize(
     x: Array,
     mean: Array,
@@ -111,7 +115,9 @@ def normalize(
         z += np.asarray(residual)
     act = Activation.of(activation)
     if act is not None:
-        z = np.where(z > 0, z, statistics.type(act.negative_slope) * z)
+        # Not 0 * z for relu, which is -0.0 or, for an infinite z, NaN.
+        below = statistics.type(act.negative_slope) * z if act.negative_slope else 0
+        z = np.maximum(z, below)
     return z.astype(x.dtype, copy=False)
 
 
@@ -176,6 +182,7 @@ def _spread(channels: Array, layout: Layout) -> Array:
     return channels.reshape(layout.broadcast_shape)
 
 
+@_QUIET
 def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
     statistics = np.dtype(statistics_dtype(x))
     axes = layout.reduction_axes
@@ -202,9 +209,8 @@ def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
 
 
 def _total(values: Array, weights: Array | None, axes: tuple[int, ...]) -> Array:
-    with np.errstate(invalid="ignore", over="ignore"):
-        weighted = values if weights is None else values * weights
-        return np.sum(weighted, axis=axes, dtype=np.float64)
+    weighted = values if weights is None else values * weights
+    return np.sum(weighted, axis=axes, dtype=np.float64)
 
 
 def _reduced(batch: Moments, all_reduce: Callable[[Array], Array]) -> Moments:

@@ -77,7 +77,10 @@ def finish(
         z = z + spread(beta.to(z.dtype), call.layout)
     if residual is not None:
         z = z + residual.to(z.dtype)
-    return z if call.slope is None else functional.leaky_relu(z, call.slope)
+    if call.slope is None:
+        return z
+    # A slope of 0 makes -0 of a negative value and NaN of minus infinity.
+    return z.relu() if call.slope == 0.0 else functional.leaky_relu(z, call.slope)
 
 
 def finish_in_place(z: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
