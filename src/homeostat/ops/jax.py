@@ -255,8 +255,10 @@ def _vary_like(array: Array, x: Array) -> Array:
 
 
 def _varying(array: Array) -> frozenset[str]:
-    typeof = getattr(jax, "typeof", None)
-    return getattr(typeof(array), "vma", frozenset()) if typeof else frozenset()
+    if not hasattr(jax, "typeof"):
+        return frozenset()
+    kind = jax.typeof(array)
+    return getattr(getattr(kind, "manual_axis_type", kind), "varying", frozenset())
 
 
 def _divisor(count: Array) -> Array:
