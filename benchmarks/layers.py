@@ -1,7 +1,7 @@
 """Homeostat's Keras layer against Keras's own: forward and backward, float32, side by side.
 
     python -m benchmarks.layers                       # all installed backends
-    python -m benchmarks.layers --backend jax --rounds 60
+    python -m benchmarks.layers --backend jax --rounds 60 --shapes 64x28x28x128 8192x128
 
 Before anything is timed the same call is checked against the float64 oracle. Times are medians of
 interleaved runs; "x copy" is the time as a multiple of one copy of the input, of which forward and
@@ -19,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def make_input(shape: tuple[int, ...]) -> np.ndarray:
     return np.where(np.abs(z) < 1e-4, x + np.float32(0.02), x)
 
 
-def run_backend(backend: str, rounds: int) -> list[dict[str, Any]]:
+def run_backend(
+    backend: str, rounds: int, shapes: Sequence[tuple[int, ...]]
+) -> list[dict[str, Any]]:
     """Time every shape on the backend that this process has chosen."""
     import keras
 
@@ -62,7 +65,7 @@ def run_backend(backend: str, rounds: int) -> list[dict[str, Any]]:
     from homeostat.keras import BatchNormalization
 
     rows: list[dict[str, Any]] = []
-    for shape in SHAPES:
+    for shape in shapes:
         x = make_input(shape)
         dy = np.random.default_rng(1).normal(size=shape).astype(np.float32)
         for activation in (None, "relu"):
@@ -122,11 +125,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for name in ("backend", "shape", "activation", "copy ms", "Keras", "Homeostat", "again"):
         table.add_column(name, justify="left" if name in ("backend", "shape") else "right")
     table.add_column("faster by", justify="right", style="bold")
-    groups: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = (row["backend"], row["shape"], row["activation"])
-        groups.setdefault(key, {})[row["layer"]] = row
-    for key, group in groups.items():
+    for key, group in _groups(rows).items():
         table.add_row(
             *key,
             f"{group['copy']['p50_ms']:.2f}",
@@ -136,6 +135,33 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     Console(width=max(100, Console().width)).print(table)
 
 
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as the table of docs/speed.md."""
+    columns = ("backend", "shape", "activation", "copy, ms", "Keras, copies", "Homeostat, copies")
+    lines = [f"| {' | '.join(columns)} | faster by |", "|---|---|---|---|---|---|---|"]
+    for key, group in _groups(rows).items():
+        ours, theirs = group["homeostat"], group["keras"]
+        lines.append(
+            f"| {' | '.join(key)} | {float(group['copy']['p50_ms']):.2f} "
+            f"| {float(theirs['times_copy']):.1f} | {float(ours['times_copy']):.1f} "
+            f"| {float(ours['speedup']):.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Return the rows of each backend, shape and activation by layer."""
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["backend"], row["shape"], row["activation"])
+        groups.setdefault(key, {})[row["layer"]] = row
+    return groups
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split("x"))
+
+
 def main() -> None:
     """Run each backend in a process of its own, print the table and write the CSV."""
     parser = argparse.ArgumentParser(
@@ -143,11 +169,12 @@ def main() -> None:
     )
     parser.add_argument("--backend", choices=(*BACKENDS, "all"), default="all")
     parser.add_argument("--rounds", type=int, default=40, help="interleaved rounds (default 40)")
+    parser.add_argument("--shapes", type=_shape, nargs="+", default=SHAPES, help="such as 8192x128")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/layers.csv"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(run_backend(options.backend, options.rounds)))
+        print(json.dumps(run_backend(options.backend, options.rounds, options.shapes)))
         return
     wanted = BACKENDS if options.backend == "all" else (options.backend,)
     rows: list[dict[str, Any]] = []
@@ -157,6 +184,7 @@ def main() -> None:
             continue
         command = [sys.executable, "-m", "benchmarks.layers", "--worker"]
         command += ["--backend", backend, "--rounds", str(options.rounds)]
+        command += ["--shapes", *("x".join(map(str, shape)) for shape in options.shapes)]
         quiet = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
         output = subprocess.run(  # noqa: S603
             command, env=os.environ | quiet, check=True, stdout=subprocess.PIPE, text=True

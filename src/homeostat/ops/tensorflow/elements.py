@@ -78,6 +78,17 @@ def _spread(channels: Tensor, sizes: tuple[Any, ...], layout: Layout) -> Tensor:
     return tf.reshape(channels, [n if a in axes else 1 for a, n in enumerate(sizes)])
 
 
+def _spread_weights(weights: Tensor, sizes: tuple[Any, ...], layout: Layout) -> Tensor:
+    """Broadcast weights to the input's sizes, with 1 at the channel axes."""
+    if len(weights.shape) != len(sizes):
+        named = dict(zip(layout.reduction_axes, range(len(weights.shape)), strict=False))
+        given = tf.shape(weights)
+        view = [given[named[a]] if a in named else 1 for a in range(len(sizes))]
+        weights = tf.reshape(weights, view)
+    full = [1 if a in layout.channel_axes else n for a, n in enumerate(sizes)]
+    return tf.broadcast_to(weights, full)
+
+
 @dataclass(frozen=True)
 class Elements:
     """An input's layout, weights and replicas: what its statistics are taken over.
@@ -113,16 +124,7 @@ class Elements:
         if count is None:
             count = tf.cast(product(tuple(shape[a] for a in layout.reduction_axes)), dtype)
         if weights is not None:
-            weights = tf.cast(weights, dtype)
-            given = tf.shape(weights)
-            full = iter(range(len(weights.shape)))
-            if len(weights.shape) != len(shape):
-                averaged = layout.reduction_axes[: len(weights.shape)]
-                weights = tf.reshape(
-                    weights, [given[next(full)] if a in averaged else 1 for a in range(len(shape))]
-                )
-            ones = [1 if a in layout.channel_axes else n for a, n in enumerate(shape)]
-            weights = tf.broadcast_to(weights, ones)
+            weights = _spread_weights(tf.cast(weights, dtype), shape, layout)
             count = tf.reduce_sum(weights)
         if all_reduce is not None:
             count = all_reduce(tf.cast(count, dtype))

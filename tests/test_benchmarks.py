@@ -1,0 +1,54 @@
+"""The layer benchmark runs, checks before it times, and writes its rows."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import layers, timing
+from benchmarks.steps import Arrays
+from homeostat import reference
+
+
+def test_the_command_writes_a_row_for_every_layer(tmp_path):
+    pytest.importorskip("tensorflow")
+    out = tmp_path / "rows.csv"
+    command = [sys.executable, "-m", "benchmarks.layers", "--backend", "tensorflow"]
+    command += ["--rounds", "3", "--shapes", "64x32", "--out", str(out)]
+    result = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    layers_ = ["copy", "keras", "homeostat", "again"]
+    assert [row["layer"] for row in rows] == layers_ * 2
+    assert all(float(row["p50_ms"]) > 0 for row in rows)
+
+
+def test_a_wrong_result_is_not_timed():
+    x = layers.make_input((64, 5))
+    dy = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    y, _ = reference.normalize_batch(x)
+    exact = reference.backward(dy, x)
+    layers.check(Arrays(y, exact.x, exact.gamma, exact.beta), x, dy, None)
+    with pytest.raises(SystemExit, match="dx is off"):
+        layers.check(Arrays(y, exact.x + 0.01, exact.gamma, exact.beta), x, dy, None)
+
+
+def test_candidates_take_turns():
+    calls = []
+    candidates = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
+    times = timing.interleave(candidates, rounds=10)
+    assert 0 < times["a"].p20 <= times["a"].p50 <= times["a"].p80
+    assert calls.count("a") > 10 < calls.count("b")
+
+
+def test_the_documented_table_is_the_committed_measurement():
+    root = Path(__file__).parent.parent
+    with (root / "benchmarks" / "results" / "layers.csv").open() as file:
+        table = layers.markdown(list(csv.DictReader(file)))
+    assert table in (root / "docs" / "speed.md").read_text()
