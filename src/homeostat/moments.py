@@ -216,10 +216,7 @@ def advance(
         spec: the batch norm's options.
         xp: the array namespace.
     """
-    finite = finite_channels(batch, xp)
-    empty = xp.zeros_like(finite) | (batch.count <= 0)
-    skipped = xp.zeros_like(finite) if spec.nonfinite == "propagate" else ~(finite | empty)
-    applied = ~(empty | skipped)
+    applied, skipped = _verdict(batch, spec, xp)
     average = Average.of(spec)
     updates = 0 if state.updates is None else state.updates
 
@@ -243,6 +240,18 @@ def advance(
         renorm_mean=moved(renorm, state.renorm_mean, batch.mean),
         renorm_stddev=moved(renorm, state.renorm_stddev, xp.sqrt(batch.variance + spec.epsilon)),
     )
+
+
+def _verdict(batch: Moments, spec: BatchNormSpec, xp: Any) -> tuple[Array, Array]:
+    """Return, for each channel, whether the batch is taken, and whether it is skipped."""
+    finite = finite_channels(batch, xp)
+    guarded = spec.nonfinite != "propagate"
+    if guarded and isinstance(batch.count, int) and batch.count > 0:
+        return finite, ~finite
+    none = xp.zeros_like(finite)
+    empty = none | (batch.count <= 0)
+    skipped = ~(finite | empty) if guarded else none
+    return ~(empty | skipped), skipped
 
 
 class RenormCorrection(NamedTuple):

@@ -30,7 +30,18 @@ def operations() -> Any:
 
 def value_of(variable: Any) -> Any:
     """Return a variable's value, or None for None."""
-    return None if variable is None else keras.ops.convert_to_tensor(variable)
+    return None if variable is None else variable.value
+
+
+def namespace() -> Any:
+    """Return the array namespace of Keras's backend: where, isfinite and the like.
+
+    The library's own where it has one, since `keras.ops` costs each small call in Python.
+    """
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        return keras.ops
+    return importlib.import_module({"jax": "jax.numpy", "torch": "torch"}[name])
 
 
 def replica_sum() -> Callable[[Any], Any] | None:

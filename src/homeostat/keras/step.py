@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from homeostat.errors import OneElementWarning, UnsupportedError
-from homeostat.keras.backend import fail_if, operations, replica_sum, value_of
+from homeostat.keras.backend import fail_if, namespace, operations, replica_sum, value_of
 from homeostat.layout import Layout, show
 from homeostat.moments import (
     Moments,
@@ -88,7 +88,7 @@ def _renormed(
         value_of(layer.renorm_stddev),
         layer.spec.epsilon,
         layer.spec.clipping,
-        keras.ops,
+        namespace(),
     )
     r, d = keras.ops.stop_gradient(r), keras.ops.stop_gradient(d)
     if gamma is not None:
@@ -122,7 +122,7 @@ def _ghost_batches(
         grouped(layer.beta),
         residual=None if residual is None else keras.ops.reshape(residual, view),
     )
-    return keras.ops.reshape(y, sizes), average_groups(batch, 0, keras.ops)
+    return keras.ops.reshape(y, sizes), average_groups(batch, 0, namespace())
 
 
 def _adjusted(
@@ -158,10 +158,10 @@ def _move_statistics(layer: Any, batch: Moments) -> None:
     )
     old = MovingStatistics(*(value_of(variable) for variable in variables))
     dtype = old.mean.dtype
-    batch = Moments(
-        batch.count, keras.ops.cast(batch.mean, dtype), keras.ops.cast(batch.variance, dtype)
-    )
-    new = advance(old, batch, layer.spec, keras.ops)
+    if batch.mean.dtype != dtype:
+        mean, variance = (keras.ops.cast(part, dtype) for part in batch[1:])
+        batch = Moments(batch.count, mean, variance)
+    new = advance(old, batch, layer.spec, namespace())
     # Compared before the assignment: a variable's value may be the variable itlayer.
     bad = layer.spec.nonfinite == "raise" and keras.ops.any(new.skipped > old.skipped)
     for variable, value in zip(variables, new, strict=True):
