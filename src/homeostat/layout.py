@@ -43,7 +43,7 @@ class Layout:
         if rank == 0:
             raise ShapeError(
                 "the input is a scalar: expected at least 2 axes, batch and channels, such as "
-                "(32, 16)."
+                "(32, 16). Add the missing axes first."
             )
         for a in axes:
             if not -rank <= a < rank:
@@ -55,13 +55,13 @@ class Layout:
         if len(set(channel_axes)) != len(channel_axes):
             raise ShapeError(
                 f"axis={list(axes)} names the same axis twice for an input of shape {show(shape)}: "
-                "name each axis once."
+                "expected different axes. Name each axis once."
             )
         if len(channel_axes) == rank:
             raise ShapeError(
                 f"axis={list(axes)} leaves nothing to average over in an input of shape "
                 f"{show(shape)}: expected at least one axis, such as the batch, that is not a "
-                "channel axis."
+                "channel axis. For channels-last images use axis=-1."
             )
         return cls(shape, channel_axes)
 
@@ -79,6 +79,22 @@ class Layout:
     def broadcast_shape(self) -> tuple[int | None, ...]:
         """The channel shape with 1 at every reduced axis, ready to broadcast against the input."""
         return tuple(n if a in self.channel_axes else 1 for a, n in enumerate(self.shape))
+
+    @property
+    def known_channel_shape(self) -> tuple[int, ...]:
+        """The channel shape where every channel axis has a known size.
+
+        Raises:
+            ShapeError: a channel axis has an unknown size.
+        """
+        sizes = tuple(n for n in self.channel_shape if n is not None)
+        if len(sizes) != len(self.channel_axes):
+            raise ShapeError(
+                f"the size of a channel axis is unknown in an input of shape {show(self.shape)} "
+                f"with channel axes {self.channel_axes}: expected known sizes there, since they "
+                "give the shape of gamma, beta and the statistics. Declare the input's channels."
+            )
+        return sizes
 
     @property
     def count(self) -> int | None:
@@ -105,7 +121,8 @@ class Layout:
                 raise ShapeError(
                     f"{name} has shape {show(tuple(array.shape))}: expected "
                     f"{show(self.channel_shape)}, one value for each channel of an input of shape "
-                    f"{show(self.shape)} with channel axes {self.channel_axes}."
+                    f"{show(self.shape)} with channel axes {self.channel_axes}. Reshape it, or "
+                    "name the axes of the channels with axis."
                 )
 
     def check_residual(self, residual: Any) -> None:
@@ -121,7 +138,7 @@ class Layout:
             )
 
     def weights_shape(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        """Return the shape to which weights (or a mask) are reshaped to broadcast against the input.
+        """Return the shape that weights (or a mask) take to broadcast against the input.
 
         Weights either have the input's rank, with 1 at the channel axes, or name the leading axes
         of the input that are not channel axes: for an input (N, C, T) with axis=1 those are
@@ -152,7 +169,8 @@ class Layout:
                 f"weights or mask of shape {show(given)} do not fit an input of shape "
                 f"{show(self.shape)} with channel axes {self.channel_axes}: expected "
                 f"{show(longest)} or its leading axes, one weight for each element that is "
-                "averaged, or the input's rank with size 1 at the channel axes."
+                "averaged, or the input's rank with size 1 at the channel axes. Reshape them to "
+                "one of these."
             )
         return full
 
@@ -172,8 +190,8 @@ class Layout:
         """
         if 0 in self.channel_axes:
             raise SpecError(
-                "virtual_batch_size cannot be used when axis 0 is a channel axis: move the batch "
-                "to axis 0."
+                "virtual_batch_size cannot be used when axis 0 is a channel axis: expected the "
+                "batch there, which virtual batches split. Move the batch to axis 0."
             )
         batch = self.shape[0]
         if batch is not None and batch % virtual_batch_size:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from homeostat.errors import ShapeError, SpecError
+from homeostat.spec import BatchNormSpec, RenormClipping
 
 Array = Any
 
@@ -124,113 +125,128 @@ def finite_channels(moments: Moments, xp: Any) -> Array:
 
 @dataclass(frozen=True)
 class Average:
-    """How a moving statistic follows the batches.
+    """How a moving statistic follows the batches: new = old + (value - old) * weight(t).
 
-    Exponential: new = momentum * old + (1 - momentum) * value. Cumulative (``momentum=None``):
-    new = old + (value - old) / (t + 1) after t updates. Zero-debiased: exponential from a start at
-    zero, read back divided by 1 - momentum**t (Kingma & Ba 2015, section 3).
+    After t earlier updates the weight of the new value is
+
+    - exponential: 1 - momentum;
+    - cumulative (``momentum=None``): 1 / (t + 1), the plain mean of all values;
+    - zero-debiased: (1 - momentum) / (1 - momentum**(t + 1)), which is the exponential average
+      from a start at zero, divided by 1 - momentum**t (Kingma & Ba 2015, section 3). The first
+      value replaces whatever the statistic started from.
 
     Args:
         momentum: weight of the old value, or None for the cumulative average.
+        zero_debias: whether the start has no weight.
 
     Example:
-        >>> Average(0.9).step(1.0, 2.0, updates=0)
+        >>> round(Average(0.9).step(1.0, 2.0), 12)
         1.1
         >>> Average(None).step(3.0, 6.0, updates=2)
         4.0
+        >>> Average(0.9, zero_debias=True).step(1.0, 2.0, updates=0)
+        2.0
     """
 
     momentum: float | None
+    zero_debias: bool = False
 
-    def step(self, old: Array, value: Array, updates: Array) -> Array:
+    @classmethod
+    def of(cls, spec: BatchNormSpec) -> Average:
+        """Return the average that the options ask for."""
+        return cls(spec.momentum, spec.zero_debias)
+
+    @property
+    def counts(self) -> bool:
+        """Whether a step depends on how many updates there were."""
+        return self.momentum is None or self.zero_debias
+
+    def step(self, old: Array, value: Array, updates: Array = 0) -> Array:
         """Return the statistic after one more value.
 
         Args:
             old: the statistic so far.
             value: the batch's value.
-            updates: how many values ``old`` averages; only the cumulative average looks at it.
+            updates: how many values ``old`` has followed, floating where it is an array.
         """
         if self.momentum is None:
             return old + (value - old) / (updates + 1)
+        if self.zero_debias:
+            weight = (1.0 - self.momentum) / (1.0 - self.momentum ** (updates + 1))
+            return old + (value - old) * weight
         return old * self.momentum + value * (1.0 - self.momentum)
 
 
-def debias(value: Array, momentum: float, updates: Array, initial: Array, xp: Any) -> Array:
-    """Return a zero-started exponential average divided by 1 - momentum**t, ``initial`` at t = 0.
-
-    Only a statistic that started at zero may be debiased.
+class MovingStatistics(NamedTuple):
+    """The moving statistics of one batch norm, arrays of the channel shape.
 
     Args:
-        value: the raw exponential average.
-        momentum: weight of the old value, below 1.
-        updates: t, the number of updates, an array.
-        initial: what to return where there was no update yet.
-        xp: the array namespace.
-    """
-    weight = 1.0 - momentum**updates
-    return xp.where(updates > 0, value / xp.where(updates > 0, weight, 1.0), initial)
-
-
-class Update(NamedTuple):
-    """The outcome of one update of moving statistics.
-
-    Args:
-        mean: the new moving mean.
-        variance: the new moving variance.
-        applied: for each channel, whether the batch was taken.
-        skipped: for each channel, whether it was left out because it was not finite.
+        mean: moving mean.
+        variance: moving variance.
+        updates: updates that each channel took, floating; None where nothing counts them.
+        skipped: updates that each channel left out because the batch was not finite, or None.
+        stddev: with renorm, the moving standard deviation, from which the variance derives.
+        renorm_mean: the mean that renorm corrects towards.
+        renorm_stddev: the standard deviation that renorm corrects towards.
     """
 
     mean: Array
     variance: Array
-    applied: Array
-    skipped: Array
+    updates: Array | None = None
+    skipped: Array | None = None
+    stddev: Array | None = None
+    renorm_mean: Array | None = None
+    renorm_stddev: Array | None = None
 
 
-def update(
-    moving_mean: Array,
-    moving_variance: Array,
-    batch: Moments,
-    average: Average,
-    xp: Any,
-    *,
-    sample: bool = False,
-    updates: Array = 0,
-    guard: bool = True,
-) -> Update:
+def advance(
+    state: MovingStatistics, batch: Moments, spec: BatchNormSpec, xp: Any
+) -> MovingStatistics:
     """Move the statistics towards a batch, channel by channel.
 
-    A channel whose batch is empty (count 0) stays as it is; so does, with ``guard``, one whose
-    batch mean or variance is not finite.
+    A channel whose batch is empty (count 0) stays as it is; so does, unless the spec says
+    ``nonfinite="propagate"``, one whose batch mean or variance is not finite, and the latter is
+    counted in ``skipped``. With renorm the moving standard deviation is averaged, the moving
+    variance follows as stddev**2 - epsilon, and renorm's own statistics move with
+    ``renorm_momentum`` (Ioffe 2017, Algorithm 1).
 
     Args:
-        moving_mean: array of the channel shape.
-        moving_variance: array of the channel shape.
+        state: the statistics so far.
         batch: the batch's moments.
-        average: the kind of moving average.
+        spec: the batch norm's options.
         xp: the array namespace.
-        sample: store the sample variance instead of the population variance.
-        updates: earlier updates of each channel, for the cumulative average.
-        guard: leave channels alone whose batch is not finite.
-
-    Returns:
-        The new statistics and, for each channel, what was done.
     """
     finite = finite_channels(batch, xp)
     empty = xp.zeros_like(finite) | (batch.count <= 0)
-    skipped = ~finite & ~empty if guard else xp.zeros_like(finite)
+    skipped = xp.zeros_like(finite) if spec.nonfinite == "propagate" else ~(finite | empty)
     applied = ~(empty | skipped)
-    variance = batch.sample_variance(xp) if sample else batch.variance
-    return Update(
-        xp.where(applied, average.step(moving_mean, batch.mean, updates), moving_mean),
-        xp.where(applied, average.step(moving_variance, variance, updates), moving_variance),
-        applied,
-        skipped,
+    average = Average.of(spec)
+    updates = 0 if state.updates is None else state.updates
+
+    def moved(average: Average, old: Array, value: Array) -> Array:
+        return xp.where(applied, average.step(old, value, updates), old)
+
+    variance = batch.sample_variance(xp) if spec.stored_variance == "sample" else batch.variance
+    new = state._replace(mean=moved(average, state.mean, batch.mean))
+    if state.updates is not None:
+        new = new._replace(updates=xp.where(applied, state.updates + 1, state.updates))
+    if state.skipped is not None:
+        new = new._replace(skipped=xp.where(skipped, state.skipped + 1, state.skipped))
+    if not spec.renorm:
+        return new._replace(variance=moved(average, state.variance, variance))
+    renorm = Average(spec.renorm_momentum)
+    stddev = moved(average, state.stddev, xp.sqrt(variance + spec.epsilon))
+    derived = stddev * stddev - spec.epsilon
+    return new._replace(
+        variance=xp.where(derived > 0, derived, xp.zeros_like(derived)),
+        stddev=stddev,
+        renorm_mean=moved(renorm, state.renorm_mean, batch.mean),
+        renorm_stddev=moved(renorm, state.renorm_stddev, xp.sqrt(batch.variance + spec.epsilon)),
     )
 
 
 class RenormCorrection(NamedTuple):
-    """Batch renormalization's r and d: y = gamma * (x_hat * r + d) + beta, r and d held constant."""
+    """Batch renormalization's constants: y = gamma * (x_hat * r + d) + beta."""
 
     r: Array
     d: Array
@@ -241,7 +257,7 @@ def renorm_correction(
     renorm_mean: Array,
     renorm_stddev: Array,
     epsilon: float,
-    clipping: Any,
+    clipping: RenormClipping,
     xp: Any,
 ) -> RenormCorrection:
     """Return r = clip(s_B / s, rmin, rmax) and d = clip((m_B - m) / s, -dmax, dmax).
@@ -254,7 +270,7 @@ def renorm_correction(
         renorm_mean: the mean that renorm corrects towards, of the channel shape.
         renorm_stddev: the standard deviation that it corrects towards.
         epsilon: the batch norm's epsilon.
-        clipping: a `homeostat.spec.RenormClipping`, whose bounds may also be scalar arrays.
+        clipping: bounds of r and d.
         xp: the array namespace.
     """
     floor = epsilon**0.5

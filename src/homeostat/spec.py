@@ -25,8 +25,23 @@ STORED_VARIANCES = ("population", "sample")
 
 def _real(name: str, value: Any, expected: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(float(value)):
-        raise SpecError(f"{name}={value!r} is not a number: expected {expected}.")
+        raise SpecError(f"{name}={value!r} is not a number: expected {expected}. Pass a number.")
     return float(value)
+
+
+def check_epsilon(value: Any) -> float:
+    """Return epsilon as a float.
+
+    Raises:
+        SpecError: it is not a finite number >= 0.
+    """
+    epsilon = _real("epsilon", value, "a finite number >= 0, such as 1e-3")
+    if epsilon < 0 or math.isinf(epsilon):
+        raise SpecError(
+            f"epsilon={value} is not valid: expected a finite number >= 0. Use 1e-3 (Keras) or "
+            "1e-5 (PyTorch)."
+        )
+    return epsilon
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Activation:
         if not 0.0 <= slope <= 1.0 or (name == "relu" and slope != 0.0):
             raise SpecError(
                 f"negative_slope={slope} is not valid for activation={name!r}: expected 0 for relu "
-                "and 0 <= negative_slope <= 1 for leaky_relu."
+                "and 0 <= negative_slope <= 1 for leaky_relu. Choose a slope in that range."
             )
         return cls(name=name, negative_slope=slope)
 
@@ -108,7 +123,10 @@ class RenormClipping:
         for name in ("rmin", "rmax", "dmax"):
             value = getattr(self, name)
             if value is not None and _real(name, value, "a number >= 0, or None") < 0:
-                raise SpecError(f"renorm_clipping {name}={value} is negative: expected {name} >= 0.")
+                raise SpecError(
+                    f"renorm_clipping {name}={value} is negative: expected {name} >= 0. Leave it "
+                    "out, or None, for no bound."
+                )
         if self.rmin is not None and self.rmax is not None and self.rmin > self.rmax:
             raise SpecError(
                 f"renorm_clipping rmin={self.rmin} is greater than rmax={self.rmax}: expected "
@@ -126,7 +144,7 @@ class RenormClipping:
         if unknown:
             raise SpecError(
                 f"renorm_clipping has unknown keys {unknown}: expected keys among 'rmin', 'rmax' "
-                "and 'dmax'."
+                "and 'dmax'. Remove the others."
             )
         return cls(**value)
 
@@ -149,7 +167,9 @@ def _read_axis(axis: Any) -> tuple[int, ...]:
         )
     found = tuple(int(a) for a in axes)
     if len(set(found)) != len(found):
-        raise SpecError(f"axis={axis!r} repeats an axis: name each axis once.")
+        raise SpecError(
+            f"axis={axis!r} repeats an axis: expected different axes. Name each axis once."
+        )
     return found
 
 
@@ -170,7 +190,7 @@ class BatchNormSpec:
         renorm_clipping: bounds of renorm's r and d.
         renorm_momentum: weight of the old value for the statistics that renorm corrects towards.
         virtual_batch_size: size of ghost batches; of G groups, example i belongs to group i mod G.
-        zero_debias: divide the moving statistics, which then start at zero, by 1 - momentum**t.
+        zero_debias: give the moving statistics' start no weight (see `homeostat.moments.Average`).
         nonfinite: what a batch with NaN or infinity does to the moving statistics: ``"skip"``
             leaves those channels as they were and counts it, ``"propagate"`` stores what came,
             ``"raise"`` is an error.
@@ -197,7 +217,7 @@ class BatchNormSpec:
     virtual_batch_size: int | None = None
     zero_debias: bool = False
     nonfinite: NonFinite = "skip"
-    activation: Activation | None | str | Mapping[str, Any] = None
+    activation: Activation | str | Mapping[str, Any] | None = None
     synchronized: bool = False
 
     def __post_init__(self) -> None:
@@ -206,21 +226,20 @@ class BatchNormSpec:
 
         put("axis", _read_axis(self.axis))
         if self.momentum is not None:
-            put("momentum", _read_momentum("momentum", self.momentum, "None for the average of all"))
-        put("renorm_momentum", _read_momentum("renorm_momentum", self.renorm_momentum, "0.99"))
-        epsilon = _real("epsilon", self.epsilon, "a number >= 0, such as 1e-3")
-        if epsilon < 0 or math.isinf(epsilon):
-            raise SpecError(
-                f"epsilon={self.epsilon} is not valid: expected a finite number >= 0. Use 1e-3 "
-                "(Keras) or 1e-5 (PyTorch)."
+            put(
+                "momentum", _read_momentum("momentum", self.momentum, "None for the average of all")
             )
-        put("epsilon", epsilon)
+        put("renorm_momentum", _read_momentum("renorm_momentum", self.renorm_momentum, "0.99"))
+        put("epsilon", check_epsilon(self.epsilon))
         for name, allowed in (
             ("stored_variance", STORED_VARIANCES),
             ("nonfinite", NONFINITE_POLICIES),
         ):
             if getattr(self, name) not in allowed:
-                raise SpecError(f"{name}={getattr(self, name)!r}: expected one of {allowed}.")
+                raise SpecError(
+                    f"{name}={getattr(self, name)!r} is not known: expected one of {allowed}. "
+                    "Choose one of these."
+                )
         if self.renorm_clipping is not None and not self.renorm:
             raise SpecError(
                 "renorm_clipping is given but renorm=False: expected renorm=True. Set renorm=True "
@@ -238,33 +257,31 @@ class BatchNormSpec:
         if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size <= 0:
             raise SpecError(
                 f"virtual_batch_size={size!r} is not valid: expected a positive integer that "
-                "divides the batch size, or None."
+                "divides the batch size, or None. Use None for statistics over the whole batch."
             )
         if 0 in self.axes:
             raise SpecError(
-                "virtual_batch_size cannot be used when axis 0 is a channel axis: virtual batches "
-                "split the batch, which must be axis 0. Move the batch to axis 0."
+                "virtual_batch_size cannot be used when axis 0 is a channel axis: expected the "
+                "batch there, which virtual batches split. Move the batch to axis 0."
             )
         if self.synchronized:
             raise SpecError(
-                "virtual_batch_size and synchronized exclude each other: one takes statistics over "
-                "less than the local batch, the other over more. Choose one."
+                "virtual_batch_size and synchronized exclude each other: expected at most one, "
+                "since one takes statistics over less than the local batch, the other over more. "
+                "Choose one."
             )
 
     def _check_averages(self) -> None:
         if self.zero_debias and self.momentum is None:
             raise SpecError(
-                "zero_debias needs a momentum: the cumulative average (momentum=None) has no bias "
-                "towards its start. Drop zero_debias or set a momentum."
+                "zero_debias needs a momentum: expected 0 <= momentum < 1, since the cumulative "
+                "average (momentum=None) has no bias towards its start. Drop zero_debias or set a "
+                "momentum."
             )
         if self.zero_debias and self.momentum == 1.0:
             raise SpecError(
-                "zero_debias with momentum=1 divides by 1 - 1**t = 0: expected momentum < 1."
-            )
-        if self.zero_debias and self.renorm:
-            raise SpecError(
-                "zero_debias and renorm exclude each other: renorm divides by the moving standard "
-                "deviation, which must not start at zero. Choose one."
+                "zero_debias with momentum=1 divides by 1 - 1**t = 0: expected momentum < 1. Drop "
+                "zero_debias to keep the statistics as they are."
             )
 
     @property
@@ -328,7 +345,7 @@ class Convention:
         return self.to_old_weight(momentum)
 
     def variance_factor(self, stored: StoredVariance, count: float) -> float:
-        """Return what a ``stored`` variance over ``count`` elements is multiplied by to be kept here.
+        """Return the factor that turns a ``stored`` variance into one of this convention.
 
         Args:
             stored: the kind of variance at hand.
@@ -342,8 +359,8 @@ class Convention:
         if not count > 1:
             raise SpecError(
                 f"count={count} is too small to translate a {stored} variance to a "
-                f"{self.stored_variance} variance: expected the number of elements per channel in "
-                "each training batch, above 1."
+                f"{self.stored_variance} variance: expected a number above 1. Pass the elements "
+                "per channel of each training batch."
             )
         return count / (count - 1.0) if stored == "population" else (count - 1.0) / count
 
@@ -365,8 +382,6 @@ CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
         "torch": Convention(
             "new", 0.1, 1e-5, "sample", _names("weight", "bias", "running_mean", "running_var")
         ),
-        "flax": Convention(
-            "old", 0.99, 1e-5, "population", _names("scale", "bias", "mean", "var")
-        ),
+        "flax": Convention("old", 0.99, 1e-5, "population", _names("scale", "bias", "mean", "var")),
     }
 )

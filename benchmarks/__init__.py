@@ -1,0 +1,1 @@
+"""Timings, each gated by a correctness check of the same call."""

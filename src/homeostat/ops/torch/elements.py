@@ -1,0 +1,109 @@
+"""The small pieces that every path shares: dtypes, channel shapes, the activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from homeostat.layout import Layout
+from homeostat.ops.arguments import statistics_dtype
+from homeostat.spec import Activation
+
+Tensor = torch.Tensor
+AllReduce = Callable[[Tensor], Tensor]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Call(NamedTuple):
+    """What one call asks for besides its tensors; slope is the activation's, or None for none."""
+
+    layout: Layout
+    epsilon: float
+    slope: float | None
+    all_reduce: AllReduce | None = None
+
+
+def statistics(x: Tensor) -> torch.dtype:
+    """Return the dtype of x's statistics."""
+    return getattr(torch, statistics_dtype(x))
+
+
+def slope_of(activation: Any) -> float | None:
+    """Return the slope for negative values, or None without an activation."""
+    act = Activation.of(activation)
+    return None if act is None else act.negative_slope
+
+
+def spread(channels: Tensor, layout: Layout) -> Tensor:
+    """Return channels shaped to broadcast against the input."""
+    return channels.reshape(layout.broadcast_shape)
+
+
+def flat(channels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return channels as a vector of a dtype, or None for None."""
+    return None if channels is None else channels.to(dtype).flatten()
+
+
+def dtypes(*tensors: Tensor | None) -> tuple[torch.dtype | None, ...]:
+    """Return the tensors' dtypes, None for None."""
+    return tuple(None if t is None else t.dtype for t in tensors)
+
+
+def finish(
+    centred: Tensor,
+    scale: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    call: Call,
+) -> Tensor:
+    """Return activation(gamma * scale * centred + beta + residual), in centred's dtype."""
+    if gamma is not None:
+        scale = scale * gamma.to(scale.dtype)
+    z = centred * spread(scale, call.layout)
+    if beta is not None:
+        z = z + spread(beta.to(z.dtype), call.layout)
+    if residual is not None:
+        z = z + residual.to(z.dtype)
+    return z if call.slope is None else functional.leaky_relu(z, call.slope)
+
+
+def finish_in_place(z: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:
+    """Add the residual to z and apply the activation, in z's own memory."""
+    if residual is not None:
+        z.add_(residual)
+    if slope is None:
+        return z
+    return z.relu_() if slope == 0.0 else functional.leaky_relu_(z, slope)
+
+
+def behind_activation(dy: Tensor, y: Tensor | None, slope: float | None) -> Tensor:
+    """Return dy times the activation's derivative, which the sign of y tells."""
+    if slope is None:
+        return dy
+    if slope == 0.0:
+        return torch.ops.aten.threshold_backward(dy, y, 0)
+    return torch.ops.aten.leaky_relu_backward(dy, y, slope, True)
+
+
+def as_asked(ctx: Any, found: Gradients, g: Tensor, shape: torch.Size) -> tuple[Any, ...]:
+    """Return the gradients to x, gamma, beta and the residual that autograd asks for.
+
+    Args:
+        ctx: has the `Call` as ``call`` and the four arguments' dtypes as ``dtypes``.
+        found: dx, dgamma and dbeta in any dtype, the latter two of any shape.
+        g: the gradient behind the activation.
+        shape: x's shape.
+    """
+    channels = ctx.call.layout.channel_shape
+    asked = zip(
+        (*found, g),
+        (shape, channels, channels, shape),
+        ctx.dtypes,
+        ctx.needs_input_grad[:4],
+        strict=True,
+    )
+    return tuple(t.reshape(s).to(dtype) if need else None for t, s, dtype, need in asked)
