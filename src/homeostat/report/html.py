@@ -136,7 +136,16 @@ def _look_inside(prefix: str, pair: Pair) -> dict[str, charts.Figure]:
 def _headings(group: Group) -> list[str]:
     published = ["Published without", "Published with"] if group.published else []
     single = ["Single, batch statistics", "Single, moving statistics"]
-    return ["Start", "Activation", "Rate", "Without", "With batch norm", "Gain", *published, *single]
+    return [
+        "Start",
+        "Activation",
+        "Rate",
+        "Without",
+        "With batch norm",
+        "Gain",
+        *published,
+        *single,
+    ]
 
 
 def _table_row(pair: Pair, with_published: bool) -> list[dict[str, Any]]:
