@@ -71,11 +71,11 @@ def study(
     ] = "quick",
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Training steps for each network.", show_default="the grid's"),
+        typer.Option(help="Training steps for each network.", show_default="the grid's"),
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="How many seeds for each configuration.", show_default="3"),
+        typer.Option(help="How many seeds for each configuration.", show_default="3"),
     ] = None,
     backend: Annotated[
         str, typer.Option(envvar="KERAS_BACKEND", help="tensorflow, jax or torch.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -33,8 +32,8 @@ def _table(group: Group) -> Table:
     table = Table(
         title=f"Test accuracy without and with batch norm: {escape(group.name)}",
         title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
+        box=None,
+        padding=(0, 2, 0, 0),
         pad_edge=False,
     )
     for heading in ("start", "activation"):
