@@ -71,11 +71,11 @@ def study(
     ] = "quick",
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Training steps for each network.", show_default="the grid's"),
+        typer.Option(help="Training steps for each network.", show_default="the grid's"),
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="How many seeds for each configuration.", show_default="3"),
+        typer.Option(help="How many seeds for each configuration.", show_default="3"),
     ] = None,
     backend: Annotated[
         str, typer.Option(envvar="KERAS_BACKEND", help="tensorflow, jax or torch.")
@@ -114,14 +114,11 @@ def study(
         raise SpecError(f"study {question!r} is not known: expected 'lesson', the MNIST lesson.")
     console = Console()
     try:
-        from homeostat.studies.backends import describe_device, select_backend
         from homeostat.studies.lesson import LessonOptions, run_lesson
 
         options = LessonOptions(data, grid, steps, seeds, backend, out)
-        with _quiet_start():
-            select_backend(backend)
-            describe_device(backend)
-        rows = run_lesson(options, console)
+        with _quiet_frameworks():
+            rows = run_lesson(options, console)
     except KeyboardInterrupt:
         console.print(
             f"Stopped. Finished networks are kept in {out}; run the same command again to go on "
@@ -187,30 +184,32 @@ def _write_report(folder: Path, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Keep what TensorFlow logs at start-up off the screen, unless the run fails or it is wanted.
+def _quiet_frameworks() -> Iterator[None]:
+    """Keep what frameworks log from C++ off the screen, unless the run fails or it is wanted.
 
-    It logs its build and its search for a GPU to the process's own stderr before any setting of
-    its logger counts.
+    TensorFlow logs its build and its search for a GPU straight to the process's stderr, before any
+    setting of its logger counts, whenever Keras first needs it. Python's own stderr stays.
     """
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         yield
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
+    python_stderr = sys.stderr
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as log, os.fdopen(terminal, "w", buffering=1) as stderr:
+        sys.stderr = stderr
+        os.dup2(log.fileno(), 2)
         try:
             yield
-        except ImportError:
-            os.dup2(stderr, 2)
-            kept.seek(0)
-            os.write(2, kept.read())
+        except (HomeostatError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            log.seek(0)
+            os.write(terminal, log.read())
             raise
         finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            os.dup2(terminal, 2)
+            sys.stderr = python_stderr
 
 
 def main() -> None:

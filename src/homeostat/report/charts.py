@@ -46,7 +46,7 @@ def accuracy_grid(group: Group) -> Figure:
         "data": traces,
         "layout": {
             "height": 110 + 44 * len(names),
-            "margin": {"l": 118, "r": 14, "t": 10, "b": 44},
+            "margin": {"l": 134, "r": 14, "t": 10, "b": 44},
             "xaxis": {"title": {"text": "test accuracy"}, "range": [-0.02, 1.02]},
             "yaxis": {"autorange": "reversed", "type": "category"},
         },
@@ -193,7 +193,7 @@ def wrong_mode_bars(group: Group) -> Figure | None:
     ]
     layout = {
         "height": 110 + 44 * len(names),
-        "margin": {"l": 118, "r": 14, "t": 10, "b": 44},
+        "margin": {"l": 134, "r": 14, "t": 10, "b": 44},
         "barmode": "group",
         "xaxis": {"title": {"text": "accuracy, one image at a time"}, "range": [0, 1.02]},
         "yaxis": {"autorange": "reversed", "type": "category"},

@@ -114,7 +114,8 @@ def _section(number: int, group: Group) -> dict[str, Any]:
         "curves": curves,
         "choices": choices,
         "single": bars is not None,
-        "rows": [_table_row(pair) for pair in group.pairs],
+        "headings": _headings(group),
+        "rows": [_table_row(pair, group.published) for pair in group.pairs],
         "claim": text.claim(group),
         "wrong_mode": text.wrong_mode(group),
         "speed": text.speed(group),
@@ -132,16 +133,31 @@ def _look_inside(prefix: str, pair: Pair) -> dict[str, charts.Figure]:
     return figures
 
 
-def _table_row(pair: Pair) -> list[dict[str, Any]]:
+def _headings(group: Group) -> list[str]:
+    published = ["Published without", "Published with"] if group.published else []
+    single = ["Single, batch statistics", "Single, moving statistics"]
+    return [
+        "Start",
+        "Activation",
+        "Rate",
+        "Without",
+        "With batch norm",
+        "Gain",
+        *published,
+        *single,
+    ]
+
+
+def _table_row(pair: Pair, with_published: bool) -> list[dict[str, Any]]:
     """Return the cells of a configuration: what is shown, and the number to sort by."""
     published = pair.published
     wrong, right = pair.single
+    figures = [published.without, published.with_] if published else [None, None]
     shown = [
         (text.score(pair.without), pair.without.mean),
         (text.score(pair.with_), pair.with_.mean),
         (text.MISSING if pair.gain is None else f"{pair.gain:+.4f}", pair.gain),
-        _figure(published.without if published else None),
-        _figure(published.with_ if published else None),
+        *([_figure(value) for value in figures] if with_published else []),
         _figure(wrong),
         _figure(right),
     ]

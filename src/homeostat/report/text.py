@@ -28,13 +28,20 @@ def render_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _table(group: Group) -> Table:
-    table = Table(title=f"Test accuracy: {escape(group.name)}", title_justify="left")
+    # Narrow enough, published figures and all, for a terminal of 80 columns.
+    table = Table(
+        title=f"Test accuracy without and with batch norm: {escape(group.name)}",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+    )
     for heading in ("start", "activation"):
         table.add_column(heading)
-    for heading in ("rate", "without", "with batch norm", "gain"):
+    for heading in ("rate", "without", "with", "gain"):
         table.add_column(heading, justify="right")
     if group.published:
-        table.add_column("published without / with", justify="right")
+        table.add_column("published", justify="right")
     for pair in group.pairs:
         cells = [escape(pair.start), escape(pair.activation), f"{pair.learning_rate:g}"]
         cells += [score(pair.without), score(pair.with_), _gain(pair)]
@@ -46,7 +53,7 @@ def score(scores: Scores) -> str:
     """Return the mean over the seeds, with half the spread where there are several."""
     if scores.mean is None:
         return MISSING
-    spread = f" ± {scores.spread / 2:.3f}" if len(scores.values) > 1 else ""
+    spread = f" ±{scores.spread / 2:.3f}" if len(scores.values) > 1 else ""
     return f"{scores.mean:.4f}{spread}"
 
 

@@ -1,4 +1,4 @@
-"""Training on TensorFlow: one graph call loops over many steps."""
+"""Training on TensorFlow: one compiled call loops over many steps."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ class TensorFlowTrainer:
     def __init__(self, network: Network) -> None:
         self._model = model = network.model
         self._kernels = network.kernel_positions
-        # XLA saves kernel launches on a GPU; on a CPU the plain graph trains this network faster.
-        compiled = bool(tf.config.list_physical_devices("GPU"))
-        self._train = tf.function(self._steps, jit_compile=compiled)
+        # XLA fuses the many small operations of a step: several times as fast as the plain graph.
+        self._train = tf.function(self._steps, jit_compile=True)
+        self._singly = tf.function(self._classes_singly)
+        self._look = tf.function(self._inside)
         # One trace for splits of any size.
         images = tf.TensorSpec((None, model.input_shape[-1]))
         state = [_specs(model.trainable_variables), _specs(model.non_trainable_variables)]
         self._predict = tf.function(self._classes, input_signature=[*state, images])
-        self._singly = tf.function(self._classes_singly)
-        self._look = tf.function(self._inside)
 
     def load(self, start: Start) -> _State:
         """Put start values on the device."""

@@ -20,6 +20,8 @@ class TorchTrainer:
     """A `Trainer` whose state is two lists of tensors, copied into the model for each call."""
 
     def __init__(self, network: Network) -> None:
+        # More threads only wait for each other in matrix products of this size.
+        torch.set_num_threads(1)
         self._model = network.model
         self._kernels = network.kernel_positions
         self._device = self._model.trainable_variables[0].value.device

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.command import run_homeostat
+
+
+@pytest.fixture(scope="session")
+def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short lesson on the digits: 16 networks, 60 steps each."""
+    out = tmp_path_factory.mktemp("digits")
+    run = run_homeostat("study", "--steps", "60", "--seeds", "1", "--out", str(out))
+    assert run.returncode == 0, run.stderr
+    return out
