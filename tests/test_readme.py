@@ -21,6 +21,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     lines = "\n".join(blocks(page, "bash")).splitlines()
+    console = "\n".join(blocks(page, "console")).splitlines()
+    lines += [line.removeprefix("$ ") for line in console if line.startswith("$ ")]
     parts = [part.strip() for line in lines for part in line.split("&&")]
     return [part for part in parts if part and not part.startswith("#")]
 
