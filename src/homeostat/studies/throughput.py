@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import median
 
 import keras
-import numpy as np
 
 from homeostat.report.rows import SpeedRow
 from homeostat.studies.experiment import BATCH_SIZE, Laboratory
@@ -69,8 +68,10 @@ class _Fit:
 
     def __init__(self, network: Network, laboratory: Laboratory) -> None:
         train = laboratory.dataset.train
-        chosen = np.resize(np.arange(len(train)), _STEPS * BATCH_SIZE)
-        self._images, self._labels = train.images[chosen], train.labels[chosen]
+        count = min(len(train), _STEPS * BATCH_SIZE)
+        self._images, self._labels = train.images[:count], train.labels[:count]
+        self._epochs = -(-_STEPS * BATCH_SIZE // count)
+        self._steps = self._epochs * -(-count // BATCH_SIZE)
         self._model = keras.models.clone_model(network.classifier)
         self._model.compile(
             optimizer=keras.optimizers.SGD(0.01),
@@ -78,8 +79,8 @@ class _Fit:
         )
 
     def run(self) -> float:
-        """Train on every image once; return steps per second."""
+        """Train for as many steps as the study does; return steps per second."""
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             began = time.perf_counter()
-            self._model.fit(self._images, self._labels, batch_size=BATCH_SIZE)
-            return _STEPS / (time.perf_counter() - began)
+            self._model.fit(self._images, self._labels, batch_size=BATCH_SIZE, epochs=self._epochs)
+            return self._steps / (time.perf_counter() - began)
