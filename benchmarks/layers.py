@@ -168,7 +168,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backend", choices=(*BACKENDS, "all"), default="all")
-    parser.add_argument("--rounds", type=int, default=40, help="interleaved rounds (default 40)")
+    parser.add_argument("--rounds", type=int, default=25, help="interleaved rounds (default 25)")
     parser.add_argument("--shapes", type=_shape, nargs="+", default=SHAPES, help="such as 8192x128")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/layers.csv"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
