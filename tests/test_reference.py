@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from homeostat import BatchNormSpec, Moments, RenormClipping, ShapeError
+from homeostat import BatchNormSpec, Moments, RenormClipping, ShapeError, reference
 from homeostat import reference as oracle
 from tests.cases import LEAKY
 from tests.messages import has_three_parts
@@ -411,3 +411,45 @@ def test_start() -> None:
         assert part.shape == (2, 3)
         assert (part == (1 if name in ("variance", "stddev", "renorm_stddev") else 0)).all(), name
     assert isinstance(oracle.moments(np.ones((2, 3))), Moments)
+
+
+STEPS = {
+    "plain": {},
+    "renorm": {"renorm": True, "renorm_clipping": {"rmax": 1.2, "dmax": 0.5}},
+    "ghost": {"virtual_batch_size": 3},
+    "ghost renorm relu": {"virtual_batch_size": 3, "renorm": True, "activation": "relu"},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_step_gradients_equal_central_differences_with_r_and_d_held(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    spec = BatchNormSpec(**STEPS[name])
+    state = reference.start((2,))._replace(
+        renorm_mean=np.array([0.3, -0.2]), renorm_stddev=np.array([0.8, 1.7])
+    )
+    arrays = {
+        "x": rng.normal(size=(6, 2)),
+        "gamma": rng.normal(size=2),
+        "beta": rng.normal(size=2),
+        "residual": rng.normal(size=(6, 2)),
+    }
+    dy = rng.normal(size=(6, 2))
+    exact = reference.step_gradients(dy, state=state, spec=spec, **arrays)
+    view = (3, 2, 2) if spec.virtual_batch_size else (6, 2)
+    axes = (1, 2) if spec.virtual_batch_size else (1,)
+    held = reference.moments(arrays["x"].reshape(view), axes)
+    constant = reference._renorm(held, state, spec)
+    monkeypatch.setattr(reference, "_renorm", lambda *_: constant)
+
+    def loss(name: str, index: tuple[int, ...], step: float) -> float:
+        moved = {**arrays, name: arrays[name].copy()}
+        moved[name][index] += step
+        return float(np.sum(dy * reference.train_step(state=state, spec=spec, **moved).y))
+
+    for array, gradient in zip(arrays, exact, strict=True):
+        for index in np.ndindex(*arrays[array].shape):
+            slope = (loss(array, index, 1e-6) - loss(array, index, -1e-6)) / 2e-6
+            assert gradient[index] == pytest.approx(slope, rel=1e-5, abs=1e-7)

@@ -231,35 +231,97 @@ def train_step(
     Raises:
         ShapeError: shapes do not fit, or weights are combined with ghost batches.
     """
+    call = _arrange(x, state, spec, gamma, beta, weights, residual)
+    y = normalize(
+        call.x,
+        call.groups.mean,
+        call.groups.variance,
+        call.gamma * call.correction.r,
+        call.beta + call.gamma * call.correction.d,
+        axis=call.axes,
+        epsilon=spec.epsilon,
+        activation=spec.activation,
+        residual=call.residual,
+    )
+    batch = call.groups if spec.virtual_batch_size is None else _average(call.groups)
+    return Step(y.reshape(np.shape(x)), batch, advance(state, batch, spec, np))
+
+
+def step_gradients(
+    dy: npt.ArrayLike,
+    x: npt.ArrayLike,
+    state: MovingStatistics,
+    spec: BatchNormSpec,
+    gamma: npt.ArrayLike | None = None,
+    beta: npt.ArrayLike | None = None,
+    *,
+    weights: npt.ArrayLike | None = None,
+    residual: npt.ArrayLike | None = None,
+) -> Gradients:
+    """Return the gradients of sum(dy * y) of `train_step`, renorm's r and d held constant.
+
+    With y = x_hat * (gamma * r) + (beta + gamma * d) in each ghost batch, dgamma sums
+    r * d(gamma * r) + d * d(beta + gamma * d) over the ghost batches.
+    """
+    call = _arrange(x, state, spec, gamma, beta, weights, residual)
+    found = backward(
+        _float64(dy).reshape(call.x.shape),
+        call.x,
+        call.gamma * call.correction.r,
+        call.beta + call.gamma * call.correction.d,
+        axis=call.axes,
+        epsilon=spec.epsilon,
+        weights=weights,
+        activation=spec.activation,
+        residual=call.residual,
+    )
+    dgamma = found.gamma * call.correction.r + found.beta * call.correction.d
+    dbeta = found.beta
+    if spec.virtual_batch_size is not None:
+        dgamma, dbeta = np.sum(dgamma, axis=0), np.sum(dbeta, axis=0)
+    shape = np.shape(x)
+    return Gradients(found.x.reshape(shape), dgamma, dbeta, found.residual.reshape(shape))
+
+
+class _Arranged(NamedTuple):
+    """One training step's arrays, ghost batches as further channels."""
+
+    x: Float64
+    axes: tuple[int, ...]
+    gamma: Float64
+    beta: Float64
+    residual: Float64 | None
+    groups: Moments
+    correction: RenormCorrection
+
+
+def _arrange(
+    x: npt.ArrayLike,
+    state: MovingStatistics,
+    spec: BatchNormSpec,
+    gamma: npt.ArrayLike | None,
+    beta: npt.ArrayLike | None,
+    weights: npt.ArrayLike | None,
+    residual: npt.ArrayLike | None,
+) -> _Arranged:
     x = _float64(x)
-    layout = Layout.of(x.shape, spec.axes)
-    view, parted = layout.shape, layout
+    layout = parted = Layout.of(x.shape, spec.axes)
     if spec.virtual_batch_size is not None:
         if weights is not None:
             raise ShapeError("weights with virtual_batch_size: expected one of the two. Drop one.")
         view, parted = layout.ghost(spec.virtual_batch_size)
-    viewed = x.reshape([n or 0 for n in view])
-    gammas = np.broadcast_to(
-        _optional(gamma, 1.0, layout.known_channel_shape), parted.known_channel_shape
+        x = x.reshape([n or 0 for n in view])
+    channels, spread = layout.known_channel_shape, parted.known_channel_shape
+    groups = moments(x, parted.channel_axes, weights=weights)
+    return _Arranged(
+        x,
+        parted.channel_axes,
+        np.broadcast_to(_optional(gamma, 1.0, channels), spread),
+        np.broadcast_to(_optional(beta, 0.0, channels), spread),
+        None if residual is None else _float64(residual).reshape(x.shape),
+        groups,
+        _renorm(groups, state, spec),
     )
-    betas = np.broadcast_to(
-        _optional(beta, 0.0, layout.known_channel_shape), parted.known_channel_shape
-    )
-    groups = moments(viewed, parted.channel_axes, weights=weights)
-    correction = _renorm(groups, state, spec)
-    y = normalize(
-        viewed,
-        groups.mean,
-        groups.variance,
-        gammas * correction.r,
-        betas + gammas * correction.d,
-        axis=parted.channel_axes,
-        epsilon=spec.epsilon,
-        activation=spec.activation,
-        residual=None if residual is None else _float64(residual).reshape(viewed.shape),
-    )
-    batch = groups if spec.virtual_batch_size is None else _average(groups)
-    return Step(y.reshape(x.shape), batch, advance(state, batch, spec, np))
 
 
 def _average(groups: Moments) -> Moments:

@@ -46,10 +46,19 @@ def test_equals_the_oracle_after_three_steps(options, residual, rng):
     expected = reference.start(channels)
     for _ in range(3):
         x = rng.normal(1.0, 2.0, shape).astype("float32")
+        dy = rng.normal(size=shape).astype("float32")
         r = rng.normal(size=shape).astype("float32") if residual else None
-        step = reference.train_step(x, expected, spec, gamma, beta, residual=r)
-        mine = train(layer, x, np.ones_like(x), residual=r)
+        before = expected
+        step = reference.train_step(x, before, spec, gamma, beta, residual=r)
+        gradients = reference.step_gradients(dy, x, before, spec, gamma, beta, residual=r)
+        mine = train(layer, x, dy, residual=r)
         np.testing.assert_allclose(mine.y, step.y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(mine.dx, gradients.x, rtol=1e-4, atol=2e-5)
+        for name in ("gamma", "beta"):
+            wanted = getattr(gradients, name)
+            np.testing.assert_allclose(mine.weights[name], wanted, rtol=1e-4, atol=1e-4)
+        if residual:
+            np.testing.assert_allclose(mine.residual, gradients.residual, atol=1e-6)
         expected = step.state
     names = {
         "mean": "moving_mean",
