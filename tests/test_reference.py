@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from homeostat import BatchNormSpec, Moments, RenormClipping, ShapeError, reference
+from homeostat import BatchNormSpec, Moments, RenormClipping, ShapeError
 from homeostat import reference as oracle
 from tests.cases import LEAKY
 from tests.messages import has_three_parts
@@ -427,7 +427,7 @@ def test_step_gradients_equal_central_differences_with_r_and_d_held(
 ) -> None:
     rng = np.random.default_rng(5)
     spec = BatchNormSpec(**STEPS[name])
-    state = reference.start((2,))._replace(
+    state = oracle.start((2,))._replace(
         renorm_mean=np.array([0.3, -0.2]), renorm_stddev=np.array([0.8, 1.7])
     )
     arrays = {
@@ -437,17 +437,17 @@ def test_step_gradients_equal_central_differences_with_r_and_d_held(
         "residual": rng.normal(size=(6, 2)),
     }
     dy = rng.normal(size=(6, 2))
-    exact = reference.step_gradients(dy, state=state, spec=spec, **arrays)
+    exact = oracle.step_gradients(dy, state=state, spec=spec, **arrays)
     view = (3, 2, 2) if spec.virtual_batch_size else (6, 2)
     axes = (1, 2) if spec.virtual_batch_size else (1,)
-    held = reference.moments(arrays["x"].reshape(view), axes)
-    constant = reference._renorm(held, state, spec)
-    monkeypatch.setattr(reference, "_renorm", lambda *_: constant)
+    held = oracle.moments(arrays["x"].reshape(view), axes)
+    constant = oracle._renorm(held, state, spec)
+    monkeypatch.setattr(oracle, "_renorm", lambda *_: constant)
 
     def loss(name: str, index: tuple[int, ...], step: float) -> float:
         moved = {**arrays, name: arrays[name].copy()}
         moved[name][index] += step
-        return float(np.sum(dy * reference.train_step(state=state, spec=spec, **moved).y))
+        return float(np.sum(dy * oracle.train_step(state=state, spec=spec, **moved).y))
 
     for array, gradient in zip(arrays, exact, strict=True):
         for index in np.ndindex(*arrays[array].shape):
