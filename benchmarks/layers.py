@@ -6,6 +6,10 @@
 Before anything is timed the same call is checked against the float64 oracle. Times are medians of
 interleaved runs; "x copy" is the time as a multiple of one copy of the input, of which forward and
 backward need at least four. The row "again" is Homeostat against itself: what noise alone does.
+
+By default the allocator (glibc's) keeps the memory that it is given back. Otherwise whole tensors
+are fetched from the system anew, by whichever layer comes next, and times are up to three times as
+long in some runs and not in others. --allocator system measures it as it comes.
 """
 
 from __future__ import annotations
@@ -27,6 +31,11 @@ import numpy as np
 
 SHAPES = ((32, 56, 56, 64), (32, 28, 28, 256), (32, 14, 14, 512), (128, 1024), (8192, 128))
 BACKENDS = ("tensorflow", "jax", "torch")
+KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 COLUMNS = (
     "backend", "shape", "activation", "layer", "p20_ms", "p50_ms", "p80_ms", "times_copy",
     "speedup", "machine", "cores", "python", "keras", "framework", "homeostat",
@@ -171,6 +180,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25, help="interleaved rounds (default 25)")
     parser.add_argument("--shapes", type=_shape, nargs="+", default=SHAPES, help="such as 8192x128")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/layers.csv"))
+    parser.add_argument(
+        "--allocator", choices=("keep", "system"), default="keep", help="default keep: see above"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -186,6 +198,8 @@ def main() -> None:
         command += ["--backend", backend, "--rounds", str(options.rounds)]
         command += ["--shapes", *("x".join(map(str, shape)) for shape in options.shapes)]
         quiet = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        if options.allocator == "keep":
+            quiet |= KEEP_MEMORY
         output = subprocess.run(  # noqa: S603
             command, env=os.environ | quiet, check=True, stdout=subprocess.PIPE, text=True
         ).stdout

@@ -15,6 +15,9 @@ from homeostat.ops.arguments import statistics_dtype
 
 Array = Any
 
+# Elements up to which a pass over them costs less than a branch around it.
+SMALL = 2**18
+
 
 def spread(channels: Array, layout: Layout) -> Array:
     """Shape channels to broadcast against the input."""
@@ -86,6 +89,8 @@ def _mean_and_variance(
         near = jnp.all(jnp.square(mean) <= 100 * variance)
         return jax.lax.cond(near, lambda: (mean, variance), corrected)
 
+    if x.size <= SMALL:
+        return corrected()
     # The CPU saves a pass over data that are centred well enough. Elsewhere the pass is fused with
     # the variance's, and the branch would cost a synchronization with the host.
     return jax.lax.platform_dependent(cpu=corrected_if_needed, default=corrected)
