@@ -9,7 +9,7 @@ tf = pytest.importorskip("tensorflow")
 
 from homeostat.ops import tensorflow as ops  # noqa: E402
 from homeostat.ops.tensorflow import fused  # noqa: E402
-from homeostat.ops.tensorflow.elements import Elements  # noqa: E402
+from homeostat.ops.tensorflow.elements import Elements, _dot_rows  # noqa: E402
 
 
 @pytest.fixture
@@ -185,3 +185,26 @@ def test_in_a_tf1_graph(rng):
     gradient = reference.backward(2 * exact, x, activation="relu").x
     for ours, wanted in zip(found, (exact, moments.mean, gradient), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_sum_over_no_rows_is_zero_whatever_memory_held(dtype):
+    """TensorFlow's op leaves its output as it finds it where there are no rows to sum."""
+    empty = tf.zeros((0, 512), dtype)
+    sum_of_products = tf.function(
+        lambda rows: _dot_rows(rows, rows),
+        input_signature=[tf.TensorSpec((None, 512), dtype)],
+    )
+    for _ in range(50):
+        poison = [tf.fill((1, 1, 512, 1), np.array(np.nan, dtype)) for _ in range(8)]
+        del poison
+        np.testing.assert_array_equal(np.ravel(sum_of_products(empty)), np.zeros(512))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 63, 64, 65, 200])
+def test_sums_of_an_unknown_number_of_rows(rows, rng):
+    x = rng.normal(size=(rows, 6))
+    norm = tf.function(
+        lambda x: ops.moments(x).variance, input_signature=[tf.TensorSpec((None, 6), tf.float64)]
+    )
+    np.testing.assert_allclose(norm(x), x.var(0), rtol=1e-12, atol=1e-15)

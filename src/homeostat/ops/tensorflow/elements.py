@@ -44,13 +44,15 @@ def _dot_rows(first: Tensor, second: Tensor) -> Tensor:
     # once where a product and a sum would write and read the product as well.
     channels = first.shape[1] or tf.shape(first)[1]
     view = [1, 1, -1, channels]
-    return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+    sums = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
         input=tf.reshape(first, view),
         filter_sizes=[1, 1, channels, 1],
         out_backprop=tf.reshape(second, view),
         strides=[1, 1, 1, 1],
         padding="VALID",
     )
+    # Without rows the op leaves its output as the memory was.
+    return sums if first.shape[0] else tf.where(tf.shape(first)[0] > 0, sums, tf.zeros_like(sums))
 
 
 def sizes_of(x: Tensor, layout: Layout) -> tuple[Any, ...]:
