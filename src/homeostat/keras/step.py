@@ -39,7 +39,8 @@ def train(layer: Any, x: Tensor, mask: Tensor | None, residual: Tensor | None) -
         y, batch = _ghost_batches(layer, x, layout, mask, residual)
     else:
         gamma, beta = value_of(layer.gamma), value_of(layer.beta)
-        y, batch = _normalize(layer, x, layout, gamma, beta, mask, residual)
+        activation = layer.spec.activation
+        y, batch = _normalize(layer, x, layout, gamma, beta, activation, mask, residual)
     if not layer.frozen_statistics:
         _move_statistics(layer, batch)
     return y
@@ -51,9 +52,9 @@ def _normalize(
     layout: Layout,
     gamma: Tensor | None,
     beta: Tensor | None,
+    activation: Any,
     mask: Tensor | None = None,
     residual: Tensor | None = None,
-    activation: Any = "as asked",
 ) -> tuple[Tensor, Moments]:
     """Normalize with the batch's statistics, renormalized if the options say so."""
     ops = operations()
@@ -71,7 +72,7 @@ def _normalize(
         gamma,
         beta,
         epsilon=layer.spec.epsilon,
-        activation=layer.spec.activation if activation == "as asked" else activation,
+        activation=activation,
         residual=residual,
         batch=batch,
         **statistics,
@@ -120,6 +121,7 @@ def _ghost_batches(
         parted,
         grouped(layer.gamma),
         grouped(layer.beta),
+        layer.spec.activation,
         residual=None if residual is None else keras.ops.reshape(residual, view),
     )
     return keras.ops.reshape(y, sizes), average_groups(batch, 0, namespace())
@@ -129,7 +131,7 @@ def _adjusted(
     layer: Any, x: Tensor, layout: Layout, mask: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor, Moments]:
     """Scale and shift the normalized values as the adjustment says, then by gamma and beta."""
-    z, batch = _normalize(layer, x, layout, None, None, mask, activation=None)
+    z, batch = _normalize(layer, x, layout, None, None, None, mask)
     scale, bias = layer.adjustment(keras.ops.shape(x))
     z = keras.ops.cast(z, batch.mean.dtype)
     z = z * keras.ops.cast(scale, z.dtype) + keras.ops.cast(bias, z.dtype)
@@ -162,7 +164,7 @@ def _move_statistics(layer: Any, batch: Moments) -> None:
         mean, variance = (keras.ops.cast(part, dtype) for part in batch[1:])
         batch = Moments(batch.count, mean, variance)
     new = advance(old, batch, layer.spec, namespace())
-    # Compared before the assignment: a variable's value may be the variable itlayer.
+    # Compared before the assignment: a variable's value may be the variable itself.
     bad = layer.spec.nonfinite == "raise" and keras.ops.any(new.skipped > old.skipped)
     for variable, value in zip(variables, new, strict=True):
         if variable is not None:
