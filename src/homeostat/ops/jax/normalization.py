@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from homeostat.layout import Layout
 from homeostat.ops.arguments import statistics_dtype
-from homeostat.ops.jax.statistics import spread, vary_like
+from homeostat.ops.jax.statistics import fits_kernel, kernel, rows_of, spread, vary_like
 from homeostat.spec import Activation
 
 Array = Any
@@ -112,21 +112,13 @@ def _normalized_forward(plan: Plan, operands: Operands) -> Any:
 
 def _normalized_backward(plan: Plan, kept: Any, dy: Array) -> Any:
     operands, y = kept
-    x, mean, variance = operands.x, operands.mean, operands.variance
-    g = dy.astype(mean.dtype)
-    if plan.slope is not None:
-        z = _before_activation(operands, plan.epsilon) if y is None else y
-        g = jnp.where(z > 0, g, plan.slope * g if plan.slope else 0)
+    x, variance = operands.x, operands.variance
+    g = _behind_activation(plan, operands, y, dy)
     s = 1 / jnp.sqrt(variance + plan.epsilon)
     a = s if operands.gamma is None else s * operands.gamma
-    # Not x - mean: XLA on the CPU would write an operand that this sum shares with the rest to
-    # memory, at the cost of a new tensor.
-    products = g * (x.astype(mean.dtype) + -mean)
-    if operands.weights is not None:
-        # A masked NaN with no gradient of its own stays out of gamma's.
-        products = jnp.where(g == 0, 0, products)
-    dbeta = _sum(g, plan)
-    centred_g = _sum(products, plan)
+    by_kernel = operands.weights is None and fits_kernel(operands.x, plan.layout)
+    sums = _sums_by_kernel if by_kernel else _sums
+    dbeta, centred_g = sums(plan, operands, y, dy)
     gradients = Operands(
         x=a * g,
         mean=-a * dbeta,
@@ -147,6 +139,59 @@ def _normalized_backward(plan: Plan, kept: Any, dy: Array) -> Any:
 normalized.defvjp(_normalized_forward, _normalized_backward)
 
 
+def _behind_activation(plan: Plan, operands: Operands, y: Array | None, dy: Array) -> Array:
+    g = dy.astype(operands.mean.dtype)
+    if plan.slope is None:
+        return g
+    z = _before_activation(operands, plan.epsilon) if y is None else y
+    return jnp.where(z > 0, g, plan.slope * g if plan.slope else 0)
+
+
+def _sums(plan: Plan, operands: Operands, y: Array | None, dy: Array) -> tuple[Array, Array]:
+    """Return the sums of g, the gradient behind the activation, and of g * (x - mean)."""
+    g = _behind_activation(plan, operands, y, dy)
+    # Not x - mean: XLA on the CPU would write an operand that this sum shares with the rest to
+    # memory, at the cost of a new tensor.
+    products = g * (operands.x.astype(g.dtype) + -operands.mean)
+    if operands.weights is not None:
+        # A masked NaN with no gradient of its own stays out of gamma's.
+        products = jnp.where(g == 0, 0, products)
+    axes = plan.layout.reduction_axes
+    return jnp.sum(g, axes, keepdims=True), jnp.sum(products, axes, keepdims=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums_by_kernel(
+    plan: Plan, operands: Operands, y: Array | None, dy: Array
+) -> tuple[Array, Array]:
+    """Return the same as `_sums`."""
+
+    def by_kernel(operands: Operands, y: Array | None, dy: Array) -> tuple[Array, ...]:
+        a = 1 / jnp.sqrt(operands.variance + plan.epsilon)
+        a = a if operands.gamma is None else a * operands.gamma
+        b = jnp.zeros_like(a) if operands.beta is None else operands.beta
+        mean, a, b = (channels.reshape(-1) for channels in (operands.mean, a, b))
+        x, y, dy = (None if t is None else rows_of(t, plan.layout) for t in (operands.x, y, dy))
+        sums = kernel().gradient_sums(x, dy, mean, slope=plan.slope, y=y, scale=a, shift=b)
+        return tuple(spread(each.reshape(plan.layout.channel_shape), plan.layout) for each in sums)
+
+    # Chosen where it is compiled for: tracing for another platform may happen on a CPU.
+    return jax.lax.platform_dependent(
+        operands, y, dy, cpu=by_kernel, default=partial(_sums, plan)
+    )
+
+
+def _sums_by_kernel_forward(plan: Plan, *arguments: Any) -> Any:
+    return _sums_by_kernel(plan, *arguments), arguments
+
+
+def _sums_by_kernel_backward(plan: Plan, arguments: Any, gradients: Any) -> Any:
+    return jax.vjp(partial(_sums, plan), *arguments)[1](gradients)
+
+
+_sums_by_kernel.defvjp(_sums_by_kernel_forward, _sums_by_kernel_backward)
+
+
 def _before_activation(operands: Operands, epsilon: float) -> Array:
     a = 1 / jnp.sqrt(operands.variance + epsilon)
     if operands.gamma is not None:
@@ -154,10 +199,6 @@ def _before_activation(operands: Operands, epsilon: float) -> Array:
     # Subtract before scaling: x * a + (beta - mean * a) loses the digits of a large mean.
     z = (operands.x.astype(a.dtype) - operands.mean) * a
     return z if operands.beta is None else z + operands.beta
-
-
-def _sum(values: Array, plan: Plan) -> Array:
-    return jnp.sum(values, plan.layout.reduction_axes, keepdims=True)
 
 
 def _share(operands: Operands) -> Array:

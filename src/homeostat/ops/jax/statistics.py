@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from homeostat import kernels
 from homeostat.layout import Layout
 from homeostat.moments import Moments
 from homeostat.ops.arguments import statistics_dtype
@@ -17,6 +19,8 @@ Array = Any
 
 # Elements up to which a pass over them costs less than a branch around it.
 SMALL = 2**18
+# Elements from which on the CPU kernels are called.
+LEAST = 2**14
 
 
 def spread(channels: Array, layout: Layout) -> Array:
@@ -66,6 +70,36 @@ def moments_of_elements(
     return batch if all_reduce is None else _reduced(batch, x, all_reduce)
 
 
+def fits_kernel(x: Array, layout: Layout) -> bool:
+    """Return whether the CPU kernels take x: large float32 rows of channels, on one CPU.
+
+    Over several devices XLA could not divide their work.
+    """
+    axes = layout.channel_axes
+    return (
+        x.dtype == jnp.float32
+        and x.size >= LEAST
+        and axes[-1] - axes[0] + 1 == len(axes)
+        and axes[-1] == x.ndim - 1
+        and jax.default_backend() == "cpu"
+        and jax.local_device_count() == 1
+        and kernels.enabled()
+        and kernel().available()
+    )
+
+
+def kernel() -> Any:
+    """Return the module of the CPU kernels, which needs numba."""
+    from homeostat.kernels import xla
+
+    return xla
+
+
+def rows_of(x: Array, layout: Layout) -> Array:
+    """Shape x, channels last, as the kernels take it."""
+    return x.reshape(-1, math.prod(layout.known_channel_shape))
+
+
 # Compiled as one, so that a call outside of `jit` does not compile the branches anew each time.
 @partial(jax.jit, static_argnums=1)
 def _mean_and_variance(
@@ -99,6 +133,13 @@ def _mean_and_variance(
 def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
     count = layout.count if weights is None else jnp.sum(weights)
     divisor = max(layout.count or 0, 1) if weights is None else divisor_of(count)
+    if weights is None and fits_kernel(x, layout):
+        found = jax.lax.platform_dependent(
+            x,
+            cpu=lambda x: tuple(kernel().moments(rows_of(x, layout))),
+            default=lambda x: _mean_and_variance(x, layout, None, divisor),
+        )
+        return Moments(count, *(c.reshape(layout.channel_shape) for c in found))
     return Moments(count, *_mean_and_variance(x, layout, weights, divisor))
 
 

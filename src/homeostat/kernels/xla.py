@@ -1,0 +1,141 @@
+"""The CPU kernels as operations of XLA, through its foreign function interface."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numba import cfunc, types
+
+from homeostat.errors import HomeostatWarning
+from homeostat.kernels import cpu, ffi
+
+Array = Any
+
+TARGET = "homeostat_channel_sums"
+
+RUN_PART, MERGE_PARTS = cpu.run_part.address, cpu.merge_parts.address
+
+
+@cfunc(types.intp(types.intp))
+def _run_parts(address):
+    """Run parts of a job until none is left; its own words are the kernel's record."""
+    part = ffi.take(address)
+    while part >= 0:
+        ffi.call(RUN_PART, address + 8 * ffi.OWN, part)
+        ffi.finish(address)
+        part = ffi.take(address)
+    ffi.leave(address)
+    return 0
+
+
+RUN_PARTS = _run_parts.address
+
+
+@cfunc(types.intp(types.intp))
+def _handler(address):
+    """Answer XLA's call: arguments are the kind of kernel, x and what the kind needs."""
+    frame = cpu.words(address, ffi.FRAME_WORDS)
+    if not ffi.is_run(frame):
+        return 0
+    arguments = cpu.words(frame[ffi.ARGUMENTS], frame[ffi.ARGUMENTS_NUMBER])
+    result = cpu.words(frame[ffi.RESULTS], 1)[0]
+    channels = ffi.elements_of(result) // 2
+    rows = ffi.elements_of(arguments[1]) // channels
+    parts = -(-rows // cpu.rows_per_part(rows, channels))
+    room = np.empty(2 * channels * parts, np.float64)
+    job = ffi.new_job(parts, cpu.RECORD_WORDS)
+    record_address = job + 8 * ffi.OWN
+    record = cpu.words(record_address, cpu.RECORD_WORDS)
+    record[cpu.KIND] = cpu.words(ffi.data_of(arguments[0]), 1)[0] & 0xFFFFFFFF
+    record[cpu.ROWS], record[cpu.CHANNELS], record[cpu.ROOM] = rows, channels, room.ctypes.data
+    for i in range(1, arguments.size):
+        record[cpu.X + i - 1] = ffi.data_of(arguments[i])
+    ffi.run(frame, RUN_PARTS, job)
+    ffi.call(MERGE_PARTS, record_address, ffi.data_of(result))
+    ffi.leave(job)
+    # Named last, to be kept until here.
+    return 0 if room.size else 1
+
+
+def moments(x: Array) -> Array:
+    """Return each channel's mean and population variance.
+
+    Args:
+        x: float32, (rows, channels), not empty.
+
+    Returns:
+        float32, (2, channels).
+    """
+    return _call(cpu.MOMENTS, x)
+
+
+def gradient_sums(
+    x: Array,
+    dy: Array,
+    mean: Array,
+    *,
+    slope: float | None = None,
+    y: Array | None = None,
+    scale: Array | None = None,
+    shift: Array | None = None,
+) -> Array:
+    """Return the sums of g and of g * (x - mean) for each channel, where g = dy * activation'(z).
+
+    Args:
+        x: float32, (rows, channels), not empty.
+        dy: like x.
+        mean: float32, (channels,).
+        slope: the activation's for negative values, or None for no activation.
+        y: like x, z or the activation's output; None to compute z = (x - mean) * scale + shift.
+        scale: float32, (channels,), where it is needed.
+        shift: float32, (channels,), where it is needed.
+
+    Returns:
+        float32, (2, channels).
+    """
+    if slope is None:
+        return _call(cpu.LINEAR, x, dy, mean)
+    slopes = np.asarray([slope], np.float32)
+    if y is None:
+        return _call(cpu.RECOMPUTING, x, dy, mean, slopes, scale, shift)
+    return _call(cpu.KEEPING, x, dy, mean, slopes, y)
+
+
+def _call(kind: int, x: Array, *others: Array) -> Array:
+    result = jax.ShapeDtypeStruct((2, x.shape[1]), jnp.float32)
+    # Two of them: what is read is a word.
+    kinds = np.asarray([kind, 0], np.int32)
+    return jax.ffi.ffi_call(TARGET, result, vmap_method="sequential")(kinds, x, *others)
+
+
+@functools.cache
+def available() -> bool:
+    """Return whether this runtime runs the kernels: registers them, and tries them once."""
+    try:
+        target = jax.ffi.pycapsule(ctypes.c_void_p(_handler.address))
+        jax.ffi.register_ffi_target(TARGET, target, platform="cpu")
+        with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            x = jnp.asarray([[1.0, 2.0], [5.0, 3.0]], jnp.float32)
+            mean, scale, shift = jnp.asarray([[3.0, 2.5], [1.0, 2.0], [0.0, 0.0]], jnp.float32)
+            found = (
+                moments(x),
+                gradient_sums(x, 1 + x, mean, slope=0.5, scale=scale, shift=shift),
+            )
+        if np.array_equal(found, [[[3.0, 2.5], [4.0, 0.25]], [[7.0, 5.5], [10.0, 1.25]]]):
+            return True
+        reason = "a trial run returned something else than it should"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"Homeostat's CPU kernels do not fit JAX {jax.__version__}: {reason}. JAX's own operations "
+        "take their place. To do without this warning: homeostat.kernels(False).",
+        HomeostatWarning,
+        stacklevel=2,
+    )
+    return False
