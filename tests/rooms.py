@@ -10,7 +10,7 @@ from typing import NamedTuple
 FRAMEWORKS = frozenset(
     (
         *("tensorflow", "tf_keras", "tf_slim", "keras", "torch", "torchvision"),
-        *("jax", "jaxlib", "flax", "numba", "triton", "sklearn"),
+        *("jax", "jaxlib", "flax", "numba", "llvmlite", "triton", "sklearn"),
     )
 )
 CORE = ("errors", "spec", "layout", "moments")

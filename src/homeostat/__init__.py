@@ -3,6 +3,8 @@
 Importing this package loads no framework. The front doors are modules, loaded when first used:
 
 - `homeostat.keras`: the Keras 3 layer, on Keras's TensorFlow, JAX and torch backends.
+
+`homeostat.kernels(False)` turns the compiled CPU kernels off.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from homeostat.spec import CONVENTIONS, Activation, BatchNormSpec, Convention, R
 
 if TYPE_CHECKING:
     from homeostat import keras as keras
+    from homeostat import kernels as kernels
 
 __version__ = "0.1.0"
 
@@ -51,21 +54,23 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "keras",
+    "kernels",
     "merge",
 ]
 
-_FRONT_DOORS = {"keras": "tensorflow"}
+# Modules that are loaded when first used, and the extra that each needs.
+_MODULES = {"keras": "tensorflow", "kernels": "cpu"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FRONT_DOORS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'homeostat' has no attribute {name!r}; it has {__all__}")
     try:
         return importlib.import_module(f"homeostat.{name}")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("homeostat"):
             raise
-        extra = _FRONT_DOORS[name]
+        extra = _MODULES[name]
         raise MissingExtraError(
             f"homeostat.{name} needs the package {error.name!r}, which is not installed: expected "
             f"the extra {extra!r}. Run: pip install 'homeostat[{extra}]'"

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -163,6 +164,21 @@ class Jax(Adapter):
         return y, batch, {n: g for n, g in gradients.items() if g is not None}
 
 
+class JaxKernels(Jax):
+    """JAX with the CPU kernels for arrays of every size."""
+
+    def __init__(self, ops: Any) -> None:
+        super().__init__(ops)
+        if not importlib.import_module("homeostat.kernels").enabled():
+            pytest.skip("the CPU kernels need numba")
+
+    def scope(self, dtype: str) -> contextlib.AbstractContextManager[Any]:
+        return mock.patch("homeostat.ops.jax.statistics.LEAST", 1)
+
+    def run(self, function: Function, inputs: dict[str, Any], dy: Any, mode: str) -> Any:
+        return super().run(function, inputs, dy, "jit")
+
+
 class Torch(Adapter):
     def __init__(self, ops: Any) -> None:
         super().__init__(ops)
@@ -196,6 +212,15 @@ class Torch(Adapter):
 
 ADAPTERS = {"numpy": NumPy, "tensorflow": TensorFlow, "jax": Jax, "torch": Torch}
 
+
+def fits_kernels(case: Case) -> bool:
+    """Return whether a case is one that the CPU kernels take: float32 rows of channels."""
+    axes = case.layout.channel_axes
+    trailing = axes == tuple(range(len(case.shape)))[-len(axes) :]
+    filled = 0 not in case.shape
+    return case.dtype == "float32" and case.weights is None and trailing and filled
+
+
 # Every way of running and the cases it takes: compiling for each shape anew is slow, most of all
 # operation by operation, as JAX does outside of jit.
 WAYS = {
@@ -206,6 +231,7 @@ WAYS = {
     "tensorflow-xla": REPRESENTATIVE,
     "jax": FEW,
     "jax-jit": CASES,
+    "jax-kernels": [c for c in CASES if fits_kernels(c)],
     "torch": CASES,
 }
 
@@ -228,6 +254,8 @@ def adapter(library: str) -> Adapter:
 def way(name: str) -> tuple[Adapter, str]:
     """Return the adapter and the mode of one of `WAYS`."""
     library, _, mode = name.partition("-")
+    if mode == "kernels":
+        return JaxKernels(adapter(library).ops), mode
     return adapter(library), mode or "eager"
 
 

@@ -76,7 +76,7 @@ def test_outputs_gradients_and_moments_equal_the_oracle(name: str, case: Case) -
         check_outcome(library, outcome, case)
 
 
-@pytest.mark.parametrize(("name", "case"), pairs(*EAGER))
+@pytest.mark.parametrize(("name", "case"), pairs(*EAGER, "jax-kernels"))
 def test_moments_equal_the_oracle(name: str, case: Case) -> None:
     library, _ = way(name)
     arrays = draw(case)

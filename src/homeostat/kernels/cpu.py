@@ -2,8 +2,8 @@
 
 Rows are taken side by side as one wide row, so that the inner loops are long whatever the number of
 channels, and four wide rows at a time. float32 sums run over few rows and are added up in float64.
-A tensor is divided into parts by its shape alone, and the parts' sums are merged in their order: the
-result is the same, bit by bit, on any number of threads.
+A tensor is divided into parts by its shape alone, and the parts' sums are merged in their order:
+the result is the same, bit by bit, on any number of threads.
 
 Everything compiled here calls nothing that is compiled elsewhere, so that what numba keeps on disk
 is as new as this file.

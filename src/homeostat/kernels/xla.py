@@ -120,7 +120,10 @@ def available() -> bool:
     try:
         target = jax.ffi.pycapsule(ctypes.c_void_p(_handler.address))
         jax.ffi.register_ffi_target(TARGET, target, platform="cpu")
-        with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with (
+            jax.ensure_compile_time_eval(),
+            jax.default_device(jax.local_devices(backend="cpu")[0]),
+        ):
             x = jnp.asarray([[1.0, 2.0], [5.0, 3.0]], jnp.float32)
             mean, scale, shift = jnp.asarray([[3.0, 2.5], [1.0, 2.0], [0.0, 0.0]], jnp.float32)
             found = (

@@ -173,12 +173,9 @@ def _sums_by_kernel(
         mean, a, b = (channels.reshape(-1) for channels in (operands.mean, a, b))
         x, y, dy = (None if t is None else rows_of(t, plan.layout) for t in (operands.x, y, dy))
         sums = kernel().gradient_sums(x, dy, mean, slope=plan.slope, y=y, scale=a, shift=b)
-        return tuple(spread(each.reshape(plan.layout.channel_shape), plan.layout) for each in sums)
+        return tuple(sums.reshape(2, *plan.layout.broadcast_shape))
 
-    # Chosen where it is compiled for: tracing for another platform may happen on a CPU.
-    return jax.lax.platform_dependent(
-        operands, y, dy, cpu=by_kernel, default=partial(_sums, plan)
-    )
+    return jax.lax.platform_dependent(operands, y, dy, cpu=by_kernel, default=partial(_sums, plan))
 
 
 def _sums_by_kernel_forward(plan: Plan, *arguments: Any) -> Any:

@@ -134,12 +134,14 @@ def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
     count = layout.count if weights is None else jnp.sum(weights)
     divisor = max(layout.count or 0, 1) if weights is None else divisor_of(count)
     if weights is None and fits_kernel(x, layout):
+        shape = (2, *layout.known_channel_shape)
+        # Chosen where it is compiled for: what is traced on a CPU may be for another platform.
         found = jax.lax.platform_dependent(
             x,
-            cpu=lambda x: tuple(kernel().moments(rows_of(x, layout))),
+            cpu=lambda x: tuple(kernel().moments(rows_of(x, layout)).reshape(shape)),
             default=lambda x: _mean_and_variance(x, layout, None, divisor),
         )
-        return Moments(count, *(c.reshape(layout.channel_shape) for c in found))
+        return Moments(count, *found)
     return Moments(count, *_mean_and_variance(x, layout, weights, divisor))
 
 
