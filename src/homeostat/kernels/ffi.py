@@ -173,4 +173,7 @@ def _request(function, first, second, third):
     request = np.empty(5, np.int64)
     request[0] = 24 + 8 * (second != 0) + 8 * (third != 0)
     request[1], request[2], request[3], request[4] = 0, first, second, third
-    return call(function, request.ctypes.data, 0)
+    answer = call(function, request.ctypes.data, 0)
+    # Its last use: numba frees an array behind it.
+    request[0] = 0
+    return answer

@@ -59,8 +59,9 @@ def _handler(address):
     ffi.run(frame, RUN_PARTS, job)
     ffi.call(MERGE_PARTS, record_address, ffi.data_of(result))
     ffi.leave(job)
-    # Named last, to be kept until here.
-    return 0 if room.size else 1
+    # Its last use: numba frees an array behind it.
+    room[0] = 0
+    return 0
 
 
 def moments(x: Array) -> Array:
