@@ -94,7 +94,7 @@ def count_networks(backend: str) -> int:
     """Return how many networks to train at the same time.
 
     A network this small leaves most of a second core idle, and compiled training holds no Python
-    lock; torch's eager training does, and one accelerator is shared, so those train one at a time.
+    lock; torch's does, and one accelerator is shared, so those train one at a time.
     """
     if backend == "torch" or find_accelerator(backend) is not None:
         return 1

@@ -1,13 +1,18 @@
-"""Training on torch: a plain eager loop."""
+"""Training on torch: the step, traced once into its operations, is replayed in a loop.
+
+A step of a network this small is mostly Keras's and autograd's Python; the trace (`make_fx`) leaves
+the operations alone, and needs no compiler.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from homeostat.studies.data import Split
 from homeostat.studies.network import Network, Start
@@ -17,7 +22,7 @@ _State = tuple[list[Any], list[Any]]
 
 
 class TorchTrainer:
-    """A `Trainer` whose state is two lists of tensors, copied into the model for each call."""
+    """A `Trainer` whose state is two lists of tensors."""
 
     def __init__(self, network: Network) -> None:
         # More threads only wait for each other in matrix products of this size.
@@ -25,6 +30,7 @@ class TorchTrainer:
         self._model = network.model
         self._kernels = network.kernel_positions
         self._device = self._model.trainable_variables[0].value.device
+        self._traces: dict[int, Callable[..., Any]] = {}
 
     def load(self, start: Start) -> _State:
         """Put start values on the device."""
@@ -40,58 +46,77 @@ class TorchTrainer:
         self, state: _State, data: Any, rate: float, order: npt.NDArray[np.int32], count: int
     ) -> tuple[_State, float]:
         """Take the first ``count`` rows of ``order`` as steps."""
-        weights = self._restore(state)
-        images, labels = data
         batches = torch.tensor(order[:count], dtype=torch.long, device=self._device)
+        step_size = torch.tensor(rate, device=self._device)
         total = torch.zeros((), device=self._device)
-        for chosen in batches:
-            gradients, loss, _ = self._gradients(weights, images[chosen], labels[chosen])
-            with torch.no_grad():
-                torch._foreach_add_(weights, gradients, alpha=-rate)
-            total += loss.detach()
-        return self._save(), float(total) / max(count, 1)
+        step = self._traced(state, data, step_size, batches[0]) if count else None
+        with torch.inference_mode():
+            for chosen in batches:
+                state, loss = step(state, data, step_size, chosen)
+                total += loss
+        # What inference mode makes, automatic differentiation refuses; copies it takes.
+        trainable, non_trainable = ([value.clone() for value in values] for values in state)
+        return (trainable, non_trainable), float(total) / max(count, 1)
 
     def predict(self, state: _State, data: Any) -> npt.NDArray[np.int64]:
         """Return the class of each image, by the moving statistics."""
-        self._restore(state)
         with torch.no_grad():
-            logits, _ = self._model(data[0], training=False)
-        return logits.argmax(-1).cpu().numpy()
+            return self._logits(state, data[0], training=False).argmax(-1).cpu().numpy()
 
     def predict_singly(
         self, state: _State, data: Any, batch_statistics: bool
     ) -> npt.NDArray[np.int64]:
         """Return the class of each image, seen alone."""
-        self._restore(state)
+
+        def logits(image: Any) -> Any:
+            return self._logits(state, image[None], training=batch_statistics)[0]
+
         with torch.no_grad():
-            # Batch statistics do not depend on the moving ones, which the caller's state keeps.
-            logits = [self._model(x[None], training=batch_statistics)[0][0] for x in data[0]]
-        return torch.stack(logits).argmax(-1).cpu().numpy()
+            return torch.func.vmap(logits)(data[0]).argmax(-1).cpu().numpy()
 
     def look(self, state: _State, data: Any) -> Look:
         """Look inside, on these images as one batch."""
-        gradients, _, before = self._gradients(self._restore(state), *data)
+        gradients, _, _, before = self._gradients(state, *data)
         norms = torch.stack([torch.linalg.norm(gradients[i]) for i in self._kernels])
         return Look(norms.cpu().numpy(), before.detach().cpu().numpy())
 
-    def _gradients(self, weights: list[Any], images: Any, labels: Any) -> Any:
-        logits, before = self._model(images, training=True)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        return torch.autograd.grad(loss, weights), loss, before
+    def _gradients(self, state: _State, images: Any, labels: Any) -> Any:
+        trainable, non_trainable = state
 
-    def _restore(self, state: _State) -> list[Any]:
-        for variables, values in zip(self._variables(), state, strict=True):
-            for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
-        return [variable.value for variable in self._model.trainable_variables]
+        def loss_of(trainable: list[Any]) -> Any:
+            (logits, before), updated = self._model.stateless_call(
+                trainable, non_trainable, images, training=True
+            )
+            return torch.nn.functional.cross_entropy(logits, labels), (updated, before)
 
-    def _save(self) -> _State:
-        trainable, non_trainable = self._variables()
-        return [self._copy(v) for v in trainable], [self._copy(v) for v in non_trainable]
+        differentiated = torch.func.grad_and_value(loss_of, has_aux=True)
+        gradients, (loss, (updated, before)) = differentiated(trainable)
+        return gradients, loss, updated, before
 
-    def _variables(self) -> tuple[list[keras.Variable], list[keras.Variable]]:
-        return self._model.trainable_variables, self._model.non_trainable_variables
+    def _step(self, state: _State, data: Any, rate: Any, chosen: Any) -> Any:
+        images, labels = (array.index_select(0, chosen) for array in data)
+        gradients, loss, updated, _ = self._gradients(state, images, labels)
+        return (torch._foreach_sub(state[0], torch._foreach_mul(gradients, rate)), updated), loss
 
-    @staticmethod
-    def _copy(variable: keras.Variable) -> Any:
-        return variable.value.detach().clone()
+    def _logits(self, state: _State, images: Any, training: bool) -> Any:
+        (logits, _), _ = self._model.stateless_call(*state, images, training=training)
+        return logits
+
+    def _traced(self, *arguments: Any) -> Callable[..., Any]:
+        """Return the step as its operations, for batches of the last argument's size."""
+        size = len(arguments[-1])
+        if size not in self._traces:
+            # Not the method itself: the tracer would count self as an argument to record.
+            traced = make_fx(lambda *arguments: self._step(*arguments))(*arguments)
+            for node in list(traced.graph.nodes):
+                if node.target is torch.ops.aten.detach.default:
+                    # What is traced is not differentiated again.
+                    node.replace_all_uses_with(node.args[0])
+                    traced.graph.erase_node(node)
+                elif isinstance(node.target, torch._ops.OpOverload):
+                    # The same operation by its function in torch, which is called faster.
+                    name = node.target.name().removeprefix("aten::").partition(".")[0]
+                    node.target = getattr(torch, name, node.target)
+            traced.recompile()
+            self._traces[size] = traced
+        return self._traces[size]
