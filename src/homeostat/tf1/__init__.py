@@ -1,0 +1,35 @@
+"""TensorFlow 1 on today's TensorFlow: ``import homeostat.tf1 as tf``.
+
+Everything in `tensorflow.compat.v1`, with the behaviour of TensorFlow 2 switched off for the
+process, and what is gone from it: `tf.layers`, with batch normalization by Homeostat.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+import tensorflow.compat.v1 as _v1
+
+_v1.disable_v2_behavior()
+
+# What this package provides itself, in modules that are loaded when first used.
+_PROVIDED = {"layers": "homeostat.tf1.layers"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PROVIDED:
+        return importlib.import_module(_PROVIDED[name])
+    try:
+        return getattr(_v1, name)
+    except AttributeError:
+        near = difflib.get_close_matches(name, __dir__(), n=1)
+        hint = f"the nearest name that exists is tf.{near[0]}" if near else "no name is near it"
+        raise AttributeError(
+            f"tf.{name} is neither in tensorflow.compat.v1 nor provided by homeostat.tf1: {hint}."
+        ) from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*dir(_v1), *_PROVIDED})

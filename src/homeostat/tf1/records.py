@@ -1,0 +1,46 @@
+"""What a graph's batch norms leave behind for whoever looks at the graph later."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+
+COLLECTION = "homeostat/batch_norms"
+
+
+@dataclass(frozen=True)
+class BatchNormCall:
+    """One call of a batch-norm layer that has updates of its statistics.
+
+    Args:
+        name: the layer's variable scope.
+        made_at: the user's line that made the call, "file:line".
+        updates: the operations that update its statistics, one a statistic.
+    """
+
+    name: str
+    made_at: str
+    updates: tuple[Any, ...]
+
+
+def record_call(name: str, updates: tuple[Any, ...]) -> None:
+    """Keep a call in the current graph."""
+    tf.add_to_collection(COLLECTION, BatchNormCall(name, _user_line(), updates))
+
+
+def calls_in(graph: Any) -> list[BatchNormCall]:
+    """Return the batch-norm calls of a graph in the order in which they were made."""
+    return list(graph.get_collection_ref(COLLECTION))
+
+
+def _user_line() -> str:
+    """Return the innermost line outside of the libraries that make layers."""
+    libraries = ("homeostat", "tensorflow", "tf_keras", "tf_slim")
+    for frame in reversed(traceback.extract_stack()):
+        parts = frame.filename.replace("\\", "/").split("/")
+        if not any(library in parts for library in libraries):
+            return f"{frame.filename}:{frame.lineno}"
+    return "unknown"
