@@ -11,6 +11,14 @@ from typing import Any
 from homeostat.errors import ShapeError, SpecError
 
 
+def known_sizes(array: Any) -> tuple[Any, ...]:
+    """Return the sizes of an array's axes, None where one is unknown.
+
+    TF1's sizes are objects that hold the number, or None.
+    """
+    return tuple(getattr(size, "value", size) for size in array.shape)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How an input of a given shape is split into channels and the elements each one averages.
@@ -117,9 +125,9 @@ class Layout:
             ShapeError: an array's shape is not the channel shape.
         """
         for name, array in arrays.items():
-            if array is not None and not compatible(tuple(array.shape), self.channel_shape):
+            if array is not None and not compatible(known_sizes(array), self.channel_shape):
                 raise ShapeError(
-                    f"{name} has shape {show(tuple(array.shape))}: expected "
+                    f"{name} has shape {show(known_sizes(array))}: expected "
                     f"{show(self.channel_shape)}, one value for each channel of an input of shape "
                     f"{show(self.shape)} with channel axes {self.channel_axes}. Reshape it, or "
                     "name the axes of the channels with axis."
@@ -131,9 +139,9 @@ class Layout:
         Raises:
             ShapeError: its shape differs from the input's.
         """
-        if residual is not None and not compatible(tuple(residual.shape), self.shape):
+        if residual is not None and not compatible(known_sizes(residual), self.shape):
             raise ShapeError(
-                f"residual has shape {show(tuple(residual.shape))}: expected the input's shape, "
+                f"residual has shape {show(known_sizes(residual))}: expected the input's shape, "
                 f"{show(self.shape)}. Broadcast it first if that is what you mean."
             )
 

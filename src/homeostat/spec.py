@@ -240,12 +240,13 @@ class BatchNormSpec:
                     f"{name}={getattr(self, name)!r} is not known: expected one of {allowed}. "
                     "Choose one of these."
                 )
-        if self.renorm_clipping is not None and not self.renorm:
+        clipping = RenormClipping.of(self.renorm_clipping)
+        if clipping != RenormClipping() and not self.renorm:
             raise SpecError(
                 "renorm_clipping is given but renorm=False: expected renorm=True. Set renorm=True "
                 "or drop renorm_clipping."
             )
-        put("renorm_clipping", RenormClipping.of(self.renorm_clipping))
+        put("renorm_clipping", clipping)
         put("activation", Activation.of(self.activation))
         self._check_virtual_batch()
         self._check_averages()

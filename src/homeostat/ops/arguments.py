@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from homeostat.errors import DTypeError, ShapeError
-from homeostat.layout import Layout
+from homeostat.layout import Layout, known_sizes
 from homeostat.spec import check_epsilon
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
@@ -58,11 +58,11 @@ def check(
             "x has unknown rank: expected a known number of axes. Set its shape first, for "
             "example with x = tf.ensure_shape(x, (None, 28, 28, 1))."
         )
-    layout = Layout.of(tuple(x.shape), axis)
+    layout = Layout.of(known_sizes(x), axis)
     if epsilon is not None:
         check_epsilon(epsilon)
     layout.check_channels(**channels)
     layout.check_residual(residual)
     if weights is not None:
-        layout.weights_shape(tuple(weights.shape))
+        layout.weights_shape(known_sizes(weights))
     return layout

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tensorflow.compat.v1 as tf
@@ -38,9 +40,14 @@ def calls_in(graph: Any) -> list[BatchNormCall]:
 
 def _user_line() -> str:
     """Return the innermost line outside of the libraries that make layers."""
-    libraries = ("homeostat", "tensorflow", "tf_keras", "tf_slim")
+    packages = [Path(__file__).parent.parent, Path(tf.sysconfig.get_lib())]
+    packages += [
+        Path(sys.modules[name].__file__ or "").parent
+        for name in ("tf_keras", "tf_slim")
+        if name in sys.modules
+    ]
     for frame in reversed(traceback.extract_stack()):
-        parts = frame.filename.replace("\\", "/").split("/")
-        if not any(library in parts for library in libraries):
+        file = Path(frame.filename)
+        if not any(file.is_relative_to(package) for package in packages):
             return f"{frame.filename}:{frame.lineno}"
     return "unknown"

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
-from homeostat.layout import Layout
+from homeostat.layout import Layout, known_sizes
 from homeostat.ops.arguments import statistics_dtype
 from homeostat.spec import Activation
 
@@ -42,7 +42,8 @@ def _sum_rows(rows: Tensor) -> Tensor:
 def _dot_rows(first: Tensor, second: Tensor) -> Tensor:
     # The filter gradient of a 1x1 depthwise convolution is this very sum, and reads its inputs
     # once where a product and a sum would write and read the product as well.
-    channels = first.shape[1] or tf.shape(first)[1]
+    rows, channels = known_sizes(first)
+    channels = channels or tf.shape(first)[1]
     view = [1, 1, -1, channels]
     sums = tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
         input=tf.reshape(first, view),
@@ -52,7 +53,7 @@ def _dot_rows(first: Tensor, second: Tensor) -> Tensor:
         padding="VALID",
     )
     # Without rows the op leaves its output as the memory was.
-    return sums if first.shape[0] else tf.where(tf.shape(first)[0] > 0, sums, tf.zeros_like(sums))
+    return sums if rows else tf.where(tf.shape(first)[0] > 0, sums, tf.zeros_like(sums))
 
 
 def sizes_of(x: Tensor, layout: Layout) -> tuple[Any, ...]:
@@ -82,8 +83,8 @@ def _spread(channels: Tensor, sizes: tuple[Any, ...], layout: Layout) -> Tensor:
 
 def _spread_weights(weights: Tensor, sizes: tuple[Any, ...], layout: Layout) -> Tensor:
     """Broadcast weights to the input's sizes, with 1 at the channel axes."""
-    if len(weights.shape) != len(sizes):
-        named = dict(zip(layout.reduction_axes, range(len(weights.shape)), strict=False))
+    if weights.shape.rank != len(sizes):
+        named = dict(zip(layout.reduction_axes, range(weights.shape.rank), strict=False))
         given = tf.shape(weights)
         view = [given[named[a]] if a in named else 1 for a in range(len(sizes))]
         weights = tf.reshape(weights, view)
