@@ -2,7 +2,8 @@
 
 Importing this package loads no framework. The front doors are modules, loaded when first used:
 
-- `homeostat.keras`: the Keras 3 layer, on Keras's TensorFlow, JAX and torch backends.
+- `homeostat.keras`: the Keras 3 layer, on Keras's TensorFlow, JAX and torch backends;
+- `homeostat.tf1`: TensorFlow 1's API on today's TensorFlow.
 
 `homeostat.kernels(False)` turns the compiled CPU kernels off.
 """
@@ -31,6 +32,7 @@ from homeostat.spec import CONVENTIONS, Activation, BatchNormSpec, Convention, R
 if TYPE_CHECKING:
     from homeostat import keras as keras
     from homeostat import kernels as kernels
+    from homeostat import tf1 as tf1
 
 __version__ = "0.1.0"
 
@@ -56,10 +58,11 @@ __all__ = [
     "keras",
     "kernels",
     "merge",
+    "tf1",
 ]
 
 # Modules that are loaded when first used, and the extra that each needs.
-_MODULES = {"keras": "tensorflow", "kernels": "cpu"}
+_MODULES = {"keras": "tensorflow", "kernels": "cpu", "tf1": "tf1"}
 
 
 def __getattr__(name: str) -> Any:

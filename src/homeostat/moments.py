@@ -249,9 +249,8 @@ def _verdict(batch: Moments, spec: BatchNormSpec, xp: Any) -> tuple[Array, Array
     if guarded and isinstance(batch.count, int) and batch.count > 0:
         return finite, ~finite
     none = xp.zeros_like(finite)
-    empty = none | (batch.count <= 0)
-    skipped = ~(finite | empty) if guarded else none
-    return ~(empty | skipped), skipped
+    filled = ~(none | (batch.count <= 0))
+    return (finite & filled, ~finite & filled) if guarded else (filled, none)
 
 
 class RenormCorrection(NamedTuple):

@@ -109,6 +109,15 @@ class TensorFlow(Adapter):
 
         if mode == "eager":
             return step(given, dy)
+        if mode == "session":
+            fed = {name: array.numpy() for name, array in {**given, "dy": dy}.items()}
+            with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+                held = {n: tf.compat.v1.placeholder(a.dtype, a.shape) for n, a in fed.items()}
+                y, batch, gradients = step({name: held[name] for name in given}, held["dy"])
+                # The count may be a number.
+                batch = batch._replace(count=tf.convert_to_tensor(batch.count))
+                feed = {held[name]: array for name, array in fed.items()}
+                return session.run((y, batch, gradients), feed)
         if mode == "unknown":
             # As in a data pipeline: nothing is known of the sizes but those of the channels.
             known = self._channels(function, given["x"])
@@ -229,6 +238,7 @@ WAYS = {
     "tensorflow-graph": REPRESENTATIVE,
     "tensorflow-unknown": REPRESENTATIVE,
     "tensorflow-xla": REPRESENTATIVE,
+    "tensorflow-session": REPRESENTATIVE,
     "jax": FEW,
     "jax-jit": CASES,
     "jax-kernels": [c for c in CASES if fits_kernels(c)],

@@ -149,7 +149,8 @@ def test_inference_equals_the_oracle(name: str, case: Case) -> None:
         tolerances.check("y", library.values(y), expected, case)
 
 
-@pytest.mark.parametrize("name", [n for n in WAYS if n != "numpy"])
+# The moments given are eager tensors, which a session's graph does not take.
+@pytest.mark.parametrize("name", [n for n in WAYS if n not in ("numpy", "tensorflow-session")])
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_inference_is_differentiable_in_every_argument(name: str, case: Case) -> None:
     """With constant moments dx = dy * gamma * s, and mean and variance have gradients as well."""

@@ -280,7 +280,8 @@ class BatchNormalization(Layer):
 
         def moved(variable: Any, change: Tensor) -> Tensor:
             with tf.name_scope("AssignMovingAvg"), tf.colocate_with(variable):
-                change = tf.reshape(change, variable.shape)
+                if change.shape.as_list() != variable.shape.as_list():
+                    change = tf.reshape(change, variable.shape)
                 return tf.assign_add(variable, tf.cast(change, variable.dtype.base_dtype))
 
         # Nothing moves before everything that reads it has done so.

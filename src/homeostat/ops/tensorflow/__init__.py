@@ -172,7 +172,8 @@ def normalize_batch(
         x, axis, epsilon=epsilon, weights=weights, residual=residual, gamma=gamma, beta=beta
     )
     elements = Elements.of(x, layout, weights, all_reduce)
-    way = fused.Fused if batch is None and fused.takes(elements, x) else Plain
+    quick = batch is None and not elements.few and fused.takes(elements, x)
+    way = fused.Fused if quick else Plain
     norm = way(elements, float(epsilon), Activation.of(activation), batch)
     inputs = [
         x,

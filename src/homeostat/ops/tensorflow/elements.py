@@ -22,6 +22,10 @@ Tensor = Any
 # summed side by side, in groups. A mean may be large against its spread, so its sums are shorter.
 LONGEST_SUM = 2**11
 LONGEST_DOT = 2**14
+# The batch that is expected where its size is unknown.
+LIKELY_BATCH = 64
+# Elements up to which an input is small.
+FEW = 2**15
 
 
 @functools.cache
@@ -64,9 +68,12 @@ def sizes_of(x: Tensor, layout: Layout) -> tuple[Any, ...]:
 
 def product(sizes: tuple[Any, ...]) -> Any:
     """Multiply sizes, an int if they all are."""
-    if all(isinstance(n, int) for n in sizes):
-        return math.prod(sizes)
-    return tf.reduce_prod(tf.stack(sizes))
+    known = math.prod(n for n in sizes if isinstance(n, int))
+    unknown = [n for n in sizes if not isinstance(n, int)]
+    if not unknown:
+        return known
+    rest = unknown[0] if len(unknown) == 1 else tf.reduce_prod(tf.stack(unknown))
+    return rest if known == 1 else rest * known
 
 
 def spread(channels: Tensor, x: Tensor, layout: Layout) -> Tensor:
@@ -134,6 +141,16 @@ class Elements:
         return cls(layout, shape, count, dtype, weights, all_reduce)
 
     @property
+    def few(self) -> bool:
+        """Whether there is so little to compute that in a session the number of ops is the cost.
+
+        Not in eager code or `tf.function`, which spend less on an op.
+        """
+        if tf.compat.v1.executing_eagerly_outside_functions() or gpu_present():
+            return False
+        return math.prod(LIKELY_BATCH if n is None else n for n in self.layout.shape) <= FEW
+
+    @property
     def plain(self) -> bool:
         """Whether every element counts alike and only this replica's do."""
         return self.weights is None and self.all_reduce is None
@@ -148,6 +165,8 @@ class Elements:
         """The count, or 1 where there is nothing to average."""
         if isinstance(self.count, int):
             return max(self.count, 1)
+        if self.weights is None:
+            return tf.maximum(self.count, 1.0)
         return tf.where(self.count > 0, self.count, tf.ones_like(self.count))
 
     def spread(self, channels: Tensor) -> Tensor:
@@ -157,7 +176,7 @@ class Elements:
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the averaged axes of this replica, one value for each channel."""
         axes = self.layout.reduction_axes
-        if gpu_present():
+        if gpu_present() or self.few:
             return tf.reduce_sum(values, axes)
         if not self.layout.channels_last:
             # Outer and inner axes in one reduction are added one element after the other on a CPU,
@@ -171,7 +190,7 @@ class Elements:
 
     def dot(self, first: Tensor, second: Tensor) -> Tensor:
         """Sum first * second as `sum` does."""
-        if not self._as_rows or in_xla() or self.weights is not None:
+        if not self._as_rows or self.few or in_xla() or self.weights is not None:
             return self.sum(first * second)
         return self._grouped(_dot_rows, LONGEST_DOT, first, second)
 

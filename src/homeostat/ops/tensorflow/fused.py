@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from homeostat.ops.tensorflow.elements import (
+    LIKELY_BATCH,
     Elements,
     finish,
     gpu_present,
@@ -27,8 +28,6 @@ Tensor = Any
 
 # Rows up to which the fused op's own statistics are good to 1e-5.
 FEW_ROWS = 2**15
-# The batch that is expected where its size is unknown.
-LIKELY_BATCH = 64
 # The largest mean**2 / variance for which E[x**2] - E[x]**2 is good to 1e-5.
 UNCENTRED = 16.0
 

@@ -48,8 +48,9 @@ def centre(elements: Elements, x: Tensor) -> Centre:
         offset = elements.mean(centred)
         return offset, tf.maximum(variance - offset * offset, 0.0)
 
-    # A GPU would make the host wait for the answer, and replicas must sum the same things.
-    if gpu_present() or elements.all_reduce is not None:
+    # A GPU would make the host wait for the answer, replicas must sum the same things, and for a
+    # few elements the branch costs more.
+    if gpu_present() or elements.all_reduce is not None or elements.few:
         offset, variance = corrected()
     else:
         bad = badly_conditioned(pivot, variance, CENTRED)
@@ -112,7 +113,7 @@ class Plain:
         counted = centred
         if elements.weights is not None:
             # What lies under a mask may be NaN: it counts only where a gradient comes in.
-            counted = tf.where(values == 0, tf.zeros_like(centred), centred)
+            counted = tf.where(tf.equal(values, 0), tf.zeros_like(centred), centred)
         dgamma = inverse * (elements.dot(values, counted) - offset * dbeta)
         scale = inverse * tf.cast(gamma, dtype)
         mean_g = elements.reduced(dbeta) / elements.divisor
