@@ -47,6 +47,7 @@ RULES: Mapping[str, Rule] = {
     "layout": Rule(("errors",)),
     "moments": Rule(("errors", "spec", "layout")),
     "reference": Rule(CORE),
+    "idx": Rule(("errors",)),
     "kernels": Rule(("errors",), FRAMEWORKS),
     "ops": Rule(CORE),
     "ops.numpy": Rule((*CORE, "ops.arguments", "kernels")),
@@ -56,7 +57,7 @@ RULES: Mapping[str, Rule] = {
     "keras": Rule((*CORE, *OPS), _of("keras", "tensorflow", "torch", "jax")),
     "torch": Rule((*CORE, "ops.torch"), _of("torch")),
     "flax": Rule((*CORE, "ops.jax"), _of("flax", "jax")),
-    "tf1": Rule((*CORE, "ops.tensorflow"), _of("tensorflow", "tf_keras", "tf_slim")),
+    "tf1": Rule((*CORE, "idx", "ops.tensorflow"), _of("tensorflow", "tf_keras", "tf_slim")),
     "models": Rule(CORE, lazily=MODELS),
     "models.keras": Rule((*CORE, "models"), _of("keras", "tensorflow", "torch", "jax")),
     "models.torch": Rule((*CORE, "models"), _of("torch")),
@@ -68,7 +69,9 @@ RULES: Mapping[str, Rule] = {
     "fold": Rule((*CORE, "models")),
     "convert": Rule((*CORE, "models")),
     "report": Rule((*CORE, "models", "rules", "audit")),
-    "studies": Rule((*CORE, *FRONT_DOORS, "reference", "report.rows", "report.jsonl"), FRAMEWORKS),
+    "studies": Rule(
+        (*CORE, "idx", *FRONT_DOORS, "reference", "report.rows", "report.jsonl"), FRAMEWORKS
+    ),
     # The command line starts quickly, whatever it will do.
     "cli": Rule(("", "errors"), lazily=(ANYTHING,)),
 }

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from homeostat.errors import DataError, MissingExtraError
-from homeostat.studies.idx import read_folder
+from homeostat.idx import read_folder
 
 CLASSES = 10
 NAMES = ("digits", "mnist", "fashion_mnist")

@@ -15,7 +15,7 @@ import tensorflow.compat.v1 as _v1
 _v1.disable_v2_behavior()
 
 # What this package provides itself, in modules that are loaded when first used.
-_PROVIDED = {"layers": "homeostat.tf1.layers"}
+_PROVIDED = {"examples": "homeostat.tf1.examples", "layers": "homeostat.tf1.layers"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from homeostat.errors import DataError
+from homeostat.idx import read_folder, read_idx
 from homeostat.studies.data import load_data
-from homeostat.studies.idx import read_folder, read_idx
 
 TRAIN, TEST = 240, 24
 
