@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow.compat.v1 as tf
+
+from homeostat.tf1.origin import user_line
 
 COLLECTION = "homeostat/batch_norms"
 
@@ -28,19 +29,9 @@ class BatchNormCall:
 
 def record_call(name: str, updates: tuple[Any, ...]) -> None:
     """Keep a call in the current graph."""
-    tf.add_to_collection(COLLECTION, BatchNormCall(name, _user_line(), updates))
+    tf.add_to_collection(COLLECTION, BatchNormCall(name, user_line(), updates))
 
 
 def calls_in(graph: Any) -> list[BatchNormCall]:
     """Return the batch-norm calls of a graph in the order in which they were made."""
     return list(graph.get_collection_ref(COLLECTION))
-
-
-def _user_line() -> str:
-    """Return the innermost line outside of the libraries that make layers."""
-    libraries = ("homeostat", "tensorflow", "tf_keras", "tf_slim")
-    for frame in reversed(traceback.extract_stack()):
-        parts = frame.filename.replace("\\", "/").split("/")
-        if not any(library in parts for library in libraries):
-            return f"{frame.filename}:{frame.lineno}"
-    return "unknown"
