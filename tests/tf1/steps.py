@@ -14,7 +14,8 @@ BATCH = np.float32([[1, 10], [3, 30]])
 """Two rows whose mean is (2, 20) and whose population variance is (1, 100)."""
 RATE = 0.25
 MOVED_MEAN = np.float32([0.5, 5.0])
-"""The moving mean after one update from 0."""
+MOVED_VARIANCE = np.float32([0.25, 25.0])
+"""The moving statistics after one update from 0."""
 
 
 def batch_norm(x: Any, name: str = "bn", resource: bool = False) -> Any:
