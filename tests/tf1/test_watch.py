@@ -186,7 +186,7 @@ def test_mistakes_in_fetches_are_told_by_the_session():
     build()
     with watch_updates("error"), started() as session:
         for wrong, error in ((None, TypeError), ("nowhere:0", ValueError), (3, TypeError)):
-            with pytest.raises(error, match="[Ff]etch"):
+            with pytest.raises(error, match=r"[Ff]etch"):
                 session.run(wrong)
 
 
