@@ -14,7 +14,7 @@ def test_version():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["study", "report"]),
+        (["--help"], ["study", "report", "run"]),
         (["study", "--help"], ["homeostat study lesson --data mnist", "--backend", "Exit codes"]),
         (["report", "--help"], ["homeostat report mnist-full", "without training"]),
     ],
@@ -36,7 +36,9 @@ finally:
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["study", "--help"], ["report", "--help"], ["run", "--help"]]
+)
 def test_help_loads_no_framework(arguments):
     run = run_python("-c", LOADED, *arguments)
     assert run.stdout.splitlines()[-1] == "[]"

@@ -18,11 +18,16 @@ def figures(script: str) -> dict[str, float]:
         pytest.skip("HOMEOSTAT_MNIST is not set")
     pytest.importorskip("tf_keras")
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), os.environ["HOMEOSTAT_MNIST"]],
+        [
+            *(sys.executable, "-m", "homeostat.cli", "run", "--check", "error"),
+            *(str(EXAMPLES / script), os.environ["HOMEOSTAT_MNIST"]),
+        ],
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "deprecated" not in done.stderr
+    assert "homeostat:" not in done.stderr
     return {
         name: float(value) for name, value in (x.rsplit(" ", 1) for x in done.stdout.splitlines())
     }

@@ -5,7 +5,8 @@ python examples/tf1/lesson.py FOLDER    # with the four IDX files of MNIST
 
 import sys
 
-import homeostat.tf1 as tf
+import tensorflow as tf
+from tensorflow.examples.tutorials.mnist import input_data
 
 STEPS, BATCH, RATE = 2000, 60, 0.01
 
@@ -20,7 +21,7 @@ def network(images, is_training):
 
 
 def main(folder):
-    mnist = tf.examples.tutorials.mnist.input_data.read_data_sets(folder)
+    mnist = input_data.read_data_sets(folder)
     tf.set_random_seed(0)
     images = tf.placeholder(tf.float32, (None, 784))
     labels = tf.placeholder(tf.int64, (None,))

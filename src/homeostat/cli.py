@@ -1,11 +1,12 @@
 """The command line: arguments and exit codes, nothing else.
 
-Exit codes: 0 done, 2 could not run, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 2 could not run, 130 stopped by Ctrl-C; `run` ends with its script's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -156,6 +157,64 @@ def report(
     console = Console()
     _show(read_rows(folder / ROWS_FILE), console)
     _write_report(folder, console)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def run(
+    script: Annotated[Path, typer.Argument(help="A Python file, or a notebook (.ipynb).")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ARGS]...", help="The script's own arguments and options."),
+    ] = None,
+    check: Annotated[
+        str,
+        typer.Option(
+            help="What to do about a training step that forgets the updates of moving means and "
+            "variances: warn once, stop with an error before it runs, or off."
+        ),
+    ] = "warn",
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Run forgotten updates with the training step.")
+    ] = False,
+) -> None:
+    """Run a script written for TensorFlow 1, as it is, on today's TensorFlow.
+
+    In the script and the modules beside it, import tensorflow gives the API of TensorFlow 1, with
+    tf.layers and tf.Session. Batch norms whose updates the training step forgets are found.
+
+    [bold]Examples[/bold]
+
+      homeostat run train.py
+      [dim]warns where the training op does not run tf.GraphKeys.UPDATE_OPS[/dim]
+
+      homeostat run --fix train.py --learning_rate 0.1
+      [dim]and runs them; what follows the script is the script's[/dim]
+
+      homeostat run --check error train.py
+
+      homeostat run lesson.ipynb
+      [dim]the code cells of a notebook, in order; lines with % or ! are skipped[/dim]
+
+    Exit codes: the script's own; 2 could not run, 130 stopped by Ctrl-C.
+    """
+    from homeostat.errors import MissingExtraError
+
+    # TensorFlow reads these when it is loaded. tf.keras of TensorFlow 1 is Keras 2.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    try:
+        with _quiet_frameworks():
+            from homeostat.tf1.run import run_script
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("homeostat"):
+            raise
+        raise MissingExtraError(
+            f"scripts of TensorFlow 1 need the package {error.name!r}, which is not installed: "
+            "expected the extra 'tf1'. Run: pip install 'homeostat[tf1]'"
+        ) from error
+    raise typer.Exit(run_script(script, arguments or [], check=check, fix=fix))
 
 
 def _show(rows: list[Row], console: Console) -> None:

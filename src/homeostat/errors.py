@@ -39,9 +39,17 @@ class UnsupportedError(HomeostatError, NotImplementedError):
     """What was asked for cannot be done here; the message says what can."""
 
 
+class MissingUpdatesError(HomeostatError, RuntimeError):
+    """A training step would not update the moving statistics of batch norms that it trains."""
+
+
 class HomeostatWarning(UserWarning):
     """Base of every warning that Homeostat issues."""
 
 
 class OneElementWarning(HomeostatWarning):
     """Statistics were taken over a single element per channel, so every output equals beta."""
+
+
+class MissingUpdatesWarning(HomeostatWarning):
+    """A training step does not update the moving statistics of batch norms that it trains."""

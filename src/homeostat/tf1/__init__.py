@@ -16,11 +16,14 @@ _v1.disable_v2_behavior()
 
 # What this package provides itself, in modules that are loaded when first used.
 _PROVIDED = {"examples": "homeostat.tf1.examples", "layers": "homeostat.tf1.layers"}
+_FUNCTIONS = {"check_updates": "homeostat.tf1.updates"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _PROVIDED:
         return importlib.import_module(_PROVIDED[name])
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     try:
         return getattr(_v1, name)
     except AttributeError:
@@ -32,4 +35,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*dir(_v1), *_PROVIDED})
+    return sorted({*dir(_v1), *_PROVIDED, *_FUNCTIONS})

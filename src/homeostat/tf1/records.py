@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tensorflow.compat.v1 as tf
+
+from homeostat.tf1.origin import user_line
 
 COLLECTION = "homeostat/batch_norms"
 
@@ -30,24 +29,9 @@ class BatchNormCall:
 
 def record_call(name: str, updates: tuple[Any, ...]) -> None:
     """Keep a call in the current graph."""
-    tf.add_to_collection(COLLECTION, BatchNormCall(name, _user_line(), updates))
+    tf.add_to_collection(COLLECTION, BatchNormCall(name, user_line(), updates))
 
 
 def calls_in(graph: Any) -> list[BatchNormCall]:
     """Return the batch-norm calls of a graph in the order in which they were made."""
     return list(graph.get_collection_ref(COLLECTION))
-
-
-def _user_line() -> str:
-    """Return the innermost line outside of the libraries that make layers."""
-    packages = [Path(__file__).parent.parent, Path(tf.sysconfig.get_lib())]
-    packages += [
-        Path(sys.modules[name].__file__ or "").parent
-        for name in ("tf_keras", "tf_slim")
-        if name in sys.modules
-    ]
-    for frame in reversed(traceback.extract_stack()):
-        file = Path(frame.filename)
-        if not any(file.is_relative_to(package) for package in packages):
-            return f"{frame.filename}:{frame.lineno}"
-    return "unknown"

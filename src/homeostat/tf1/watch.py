@@ -1,0 +1,151 @@
+"""Watch `Session.run` for training steps that forget the updates of batch norms."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+
+from homeostat.errors import MissingUpdatesError, MissingUpdatesWarning, SpecError
+from homeostat.tf1.origin import user_line
+from homeostat.tf1.records import BatchNormCall
+from homeostat.tf1.updates import UpdateReport, report_on, trained_by
+from homeostat.tf1.walk import operation_of, reached_by
+
+CHECKS = ("off", "warn", "error")
+"""What to do about a training step that forgets updates."""
+
+_KEPT = "_homeostat_watches"
+
+# Session, InteractiveSession and what MonitoredSession holds all run by this class's method.
+_SESSION = next(each for each in tf.Session.__mro__ if "run" in vars(each))
+
+
+@contextmanager
+def watch_updates(
+    check: str = "warn", *, fix: bool = False, say: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Check every training step that runs inside the ``with`` block, in any session.
+
+    Each new set of fetches that assigns a trainable variable is checked as by `check_updates`
+    before it first runs. What `Session.run` returns is what it returns without the watch.
+
+    Args:
+        check: ``"warn"`` to say once which layers are forgotten, ``"error"`` to raise instead of
+            running the step, ``"off"`` for neither.
+        fix: run the forgotten updates with the step, and say so once; there is nothing left to
+            warn of or to raise then.
+        say: takes what there is to say; a `MissingUpdatesWarning` without it.
+
+    Raises:
+        SpecError: ``check`` is none of the three.
+        MissingUpdatesError: from `Session.run`, with ``check="error"``.
+    """
+    if check not in CHECKS:
+        raise SpecError(
+            f"check={check!r} is not known: expected one of {', '.join(CHECKS)}. Use 'warn' to be "
+            "told of forgotten updates, 'error' to stop at them."
+        )
+    if check == "off" and not fix:
+        yield
+        return
+    original, watch = _SESSION.run, _Watch(check, fix, say or _warn)
+
+    @functools.wraps(original)
+    def run(self: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
+        forgotten = watch.forgotten(self.graph, fetches)
+        if not forgotten:
+            return original(self, fetches, *rest, **named)
+        return original(self, [fetches, forgotten], *rest, **named)[0]
+
+    _SESSION.run = run
+    try:
+        yield
+    finally:
+        _SESSION.run = original
+
+
+@dataclass
+class _Graph:
+    """What was found in a graph, so that fetches are looked at once and calls told once."""
+
+    missing: dict[frozenset[Any], tuple[BatchNormCall, ...]] = field(default_factory=dict)
+    told: set[BatchNormCall] = field(default_factory=set)
+
+
+class _Watch:
+    def __init__(self, check: str, fix: bool, say: Callable[[str], None]) -> None:
+        self._check, self._fix, self._say = check, fix, say
+        self._lock = threading.Lock()
+
+    def forgotten(self, graph: Any, fetches: Any) -> list[Any]:
+        """Return the updates to run with some fetches, having said what there is to say."""
+        try:
+            operations = frozenset(_operations(graph, fetches))
+        except (KeyError, TypeError, ValueError):
+            # Session.run says it better.
+            return []
+        with self._lock:
+            found = self._found_in(graph)
+            if operations not in found.missing:
+                found.missing[operations] = self._missing(graph, operations)
+            missing = found.missing[operations]
+            if not missing:
+                return []
+            if self._check == "error" and not self._fix:
+                raise MissingUpdatesError(_refusal(missing))
+            if not found.told.issuperset(missing):
+                found.told.update(missing)
+                self._tell(missing)
+        if not self._fix:
+            return []
+        return [operation_of(update) for call in missing for update in call.updates]
+
+    def _found_in(self, graph: Any) -> _Graph:
+        # The graph keeps it, so that it goes when the graph goes.
+        if not hasattr(graph, _KEPT):
+            setattr(graph, _KEPT, {})
+        return getattr(graph, _KEPT).setdefault(self, _Graph())
+
+    def _missing(self, graph: Any, operations: frozenset[Any]) -> tuple[BatchNormCall, ...]:
+        reached = reached_by(operations)
+        return report_on(graph, reached).missing if trained_by(graph, reached) else ()
+
+    def _tell(self, missing: tuple[BatchNormCall, ...]) -> None:
+        report = str(UpdateReport(missing))
+        if self._fix:
+            report += "\nThey are run with this step all the same, as you asked for a fix."
+        self._say(f"The training step at {user_line()} forgets updates. {report}")
+
+
+def _refusal(missing: tuple[BatchNormCall, ...]) -> str:
+    return (
+        f"the training step at {user_line()} forgets updates: expected that it updates the batch "
+        f"norms that it trains. {UpdateReport(missing)}\nNothing was run."
+    )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, MissingUpdatesWarning, stacklevel=5)
+
+
+def _operations(graph: Any, fetches: Any) -> Iterator[Any]:
+    """Yield the operations of fetches, in whatever structure `Session.run` takes."""
+    if isinstance(fetches, list | tuple):
+        for each in fetches:
+            yield from _operations(graph, each)
+    elif isinstance(fetches, Mapping):
+        yield from _operations(graph, list(fetches.values()))
+    elif hasattr(type(fetches), "__attrs_attrs__"):
+        fields = type(fetches).__attrs_attrs__
+        yield from _operations(graph, [getattr(fetches, field.name) for field in fields])
+    else:
+        # A sparse tensor is several tensors.
+        for each in tf.nest.flatten(fetches, expand_composites=True):
+            yield operation_of(graph.as_graph_element(each))
