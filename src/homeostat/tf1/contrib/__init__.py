@@ -1,0 +1,1 @@
+"""What TF1 programs used of `tf.contrib`, for today's TensorFlow."""
