@@ -1,7 +1,8 @@
 """TensorFlow 1 on today's TensorFlow: ``import homeostat.tf1 as tf``.
 
 Everything in `tensorflow.compat.v1`, with the behaviour of TensorFlow 2 switched off for the
-process, and what is gone from it: `tf.layers`, with batch normalization by Homeostat.
+process, and what is gone from it: `tf.layers`, with batch normalization by Homeostat, and
+`tf.estimator`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import tensorflow.compat.v1 as _v1
 _v1.disable_v2_behavior()
 
 # What this package provides itself, in modules that are loaded when first used.
-_PROVIDED = {"examples": "homeostat.tf1.examples", "layers": "homeostat.tf1.layers"}
+_PROVIDED = {
+    name: f"homeostat.tf1.{name}" for name in ("contrib", "estimator", "examples", "layers")
+}
 _FUNCTIONS = {"check_updates": "homeostat.tf1.updates"}
 
 

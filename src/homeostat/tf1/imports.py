@@ -42,7 +42,7 @@ def tf1_imports() -> Iterator[None]:
 
     surface = importlib.import_module(_SURFACE)
     before = dict(vars(surface))
-    vars(surface).update(compat=_compat(surface), contrib=_module("contrib"))
+    vars(surface).update(compat=_compat(surface))
     builtins.__import__ = answer
     try:
         yield
@@ -84,8 +84,6 @@ def _module(rest: str) -> ModuleType:
     for old, new in _MOVED.items():
         if rest == old or rest.startswith(f"{old}."):
             return _moved(rest, f"{new}{rest.removeprefix(old)}")
-    if rest == "contrib":
-        return _contrib()
     found: Any = surface
     for name in rest.split("."):
         found = getattr(found, name, None)
@@ -110,22 +108,6 @@ def _moved(rest: str, name: str) -> ModuleType:
             f"tensorflow.{rest} lives on in the package {error.name!r}, which is not installed: "
             "expected the extra 'tf1'. Run: pip install 'homeostat[tf1]'"
         ) from error
-
-
-def _contrib() -> ModuleType:
-    """Return a module in which the parts of tf.contrib are found when they are asked for."""
-    contrib = ModuleType("tensorflow.contrib")
-
-    def find(name: str) -> ModuleType:
-        if f"contrib.{name}" in _MOVED or _exists(f"{_SURFACE}.contrib.{name}"):
-            return _module(f"contrib.{name}")
-        raise AttributeError(
-            f"tf.contrib.{name} ended with TensorFlow 1: expected one of "
-            f"{', '.join(_MOVED)}. Look for its successor in tensorflow-addons or tf_slim."
-        )
-
-    vars(contrib).update(__getattr__=find, __path__=[])
-    return contrib
 
 
 def _compat(surface: ModuleType) -> ModuleType:
