@@ -571,6 +571,29 @@ def test_configurations(tmp_path):
     assert Path(est.Estimator(counting_model).model_dir).is_dir()
 
 
+def test_derived_configurations(tmp_path):
+    class Config(est.RunConfig):
+        def __init__(self):
+            super().__init__(save_checkpoints_steps=3)
+            self.depth = -2
+
+    config = est.Estimator(counting_model, tmp_path, Config()).config
+    assert isinstance(config, Config)
+    assert (config.depth, config.save_checkpoints_steps) == (-2, 3)
+    with pytest.raises(SpecError, match="both given"):
+        config.replace(save_checkpoints_secs=1, save_checkpoints_steps=1)
+
+
+def test_a_spec_is_a_tuple_with_names():
+    with tf.Graph().as_default():
+        spec = est.EstimatorSpec("eval", loss=tf.ones([1]))
+        assert spec.loss.shape == []
+        assert spec.training_hooks == ()
+        other = spec._replace(loss=tf.zeros([]))
+        assert isinstance(other, est.EstimatorSpec)
+        assert (other.mode, spec[0]) == ("eval", "eval")
+
+
 def test_arguments_of_functions(tmp_path):
     seen = {}
 

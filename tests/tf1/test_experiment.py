@@ -30,7 +30,7 @@ def test_training_and_evaluation(counter):
     assert experiment.evaluate(name="again")["global_step"] == 3
 
 
-@pytest.mark.parametrize(("frequency", "evaluations"), [(1, 3), (3, 2), (None, 1)])
+@pytest.mark.parametrize(("frequency", "evaluations"), [(None, 3), (1, 3), (3, 2), (0, 1)])
 def test_train_and_evaluate(counter, frequency, evaluations):
     hook = Record()
     experiment = Experiment(

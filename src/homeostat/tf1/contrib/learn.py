@@ -25,7 +25,7 @@ class Experiment:
         train_monitors: hooks for training.
         eval_hooks: hooks for evaluation.
         min_eval_frequency: in `train_and_evaluate`, least number of steps between two evaluations;
-            they happen at new checkpoints. None for one evaluation, at the end.
+            they happen at new checkpoints. None for 1; 0 for one evaluation, at the end.
         eval_delay_secs: accepted for TF1 programs; nothing waits on one machine.
         continuous_eval_throttle_secs: accepted for TF1 programs.
         export_strategies: None; models are not exported.
@@ -45,7 +45,7 @@ class Experiment:
         eval_steps: int | None = 100,
         train_monitors: Iterable[Any] | None = None,
         eval_hooks: Iterable[Any] | None = None,
-        min_eval_frequency: int | None = 1,
+        min_eval_frequency: int | None = None,
         eval_delay_secs: float = 120,
         continuous_eval_throttle_secs: float = 60,
         export_strategies: None = None,
@@ -70,7 +70,7 @@ class Experiment:
         self._eval_steps = eval_steps
         self._train_hooks = check_hooks("train_monitors", train_monitors)
         self._eval_hooks = check_hooks("eval_hooks", eval_hooks)
-        self._min_eval_frequency = min_eval_frequency
+        self._min_eval_frequency = 1 if min_eval_frequency is None else min_eval_frequency
 
     @property
     def estimator(self) -> Estimator:

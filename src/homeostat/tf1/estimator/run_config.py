@@ -14,6 +14,10 @@ from homeostat.errors import SpecError, UnsupportedError
 
 # What TF1 saved by when nothing was asked for.
 _DEFAULT_SAVE_SECS = 600
+_COUNTS = (
+    *("save_summary_steps", "save_checkpoints_steps", "save_checkpoints_secs"),
+    *("keep_checkpoint_max", "keep_checkpoint_every_n_hours", "log_step_count_steps"),
+)
 
 
 class RunConfig:
@@ -79,8 +83,9 @@ class RunConfig:
         self._check(train_distribute)
 
     def _check(self, train_distribute: Any) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, int | float) and value < 0 and name != "tf_random_seed":
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 0:
                 raise SpecError(
                     f"{name}={value} is negative: expected {name} >= 0. Use None for none."
                 )
@@ -119,7 +124,14 @@ class RunConfig:
             changes["save_checkpoints_secs"] = None
         if changes.get("save_checkpoints_secs") and "save_checkpoints_steps" not in changes:
             changes["save_checkpoints_steps"] = None
-        return RunConfig(**{**copy.copy(vars(self)), **changes})
+        if changes.get("model_dir") is not None:
+            changes["model_dir"] = os.fspath(changes["model_dir"])
+        # A copy rather than a new one: classes derived from this one may hold more.
+        changed = copy.copy(self)
+        vars(changed).update(changes)
+        _saving(changed.save_checkpoints_steps, changed.save_checkpoints_secs)
+        changed._check(train_distribute=None)
+        return changed
 
     def __repr__(self) -> str:
         return f"RunConfig({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
