@@ -14,9 +14,10 @@ from homeostat.errors import ShapeError, SpecError
 def known_sizes(array: Any) -> tuple[Any, ...]:
     """Return the sizes of an array's axes, None where one is unknown.
 
-    TF1's sizes are objects that hold the number, or None.
+    In TF1 an axis of a shape is an object that holds the number, or None.
     """
-    return tuple(getattr(size, "value", size) for size in array.shape)
+    as_list = getattr(array.shape, "as_list", None)
+    return tuple(array.shape if as_list is None else as_list())
 
 
 @dataclass(frozen=True)
