@@ -294,3 +294,19 @@ def renorm_correction(
         d = xp.where(d > clipping.dmax, clipping.dmax, d)
     known = xp.isfinite(r) & xp.isfinite(d)
     return RenormCorrection(xp.where(known, r, 1.0), xp.where(known, d, 0.0))
+
+
+def corrected(
+    gamma: Array | None, beta: Array | None, correction: RenormCorrection
+) -> tuple[Array, Array]:
+    """Return gamma * r and beta + gamma * d: (x_hat * r + d) * gamma + beta (Ioffe 2017).
+
+    Args:
+        gamma: of r's dtype, or None for 1.
+        beta: of d's dtype, or None for 0.
+        correction: renorm's r and d.
+    """
+    r, d = correction
+    if gamma is not None:
+        r, d = gamma * r, gamma * d
+    return r, d if beta is None else beta + d

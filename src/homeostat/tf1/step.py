@@ -11,8 +11,10 @@ from homeostat.layout import Layout, known_sizes
 from homeostat.moments import (
     Moments,
     MovingStatistics,
+    RenormCorrection,
     advance,
     average_groups,
+    corrected,
     renorm_correction,
 )
 from homeostat.ops import tensorflow as ops
@@ -50,7 +52,7 @@ def train(layer: Any, x: Tensor, old: MovingStatistics) -> tuple[Tensor, MovingS
         batch = ops.moments(x, layout.channel_axes) if layer.spec.renorm else None
         gamma, beta = layer.channels(layer.gamma), layer.channels(layer.beta)
         if batch is not None:
-            gamma, beta = _renormed(layer, batch, old, gamma, beta)
+            gamma, beta = corrected(gamma, beta, _correction(layer, batch, old))
         y, batch = ops.normalize_batch(
             x, gamma, beta, axis=layout.channel_axes, epsilon=layer.spec.epsilon, batch=batch
         )
@@ -65,22 +67,12 @@ def infer(layer: Any, x: Tensor, old: MovingStatistics) -> Tensor:
     )
 
 
-def _correction(layer: Any, batch: Moments, old: MovingStatistics) -> tuple[Tensor, Tensor]:
+def _correction(layer: Any, batch: Moments, old: MovingStatistics) -> RenormCorrection:
     """Return renorm's r and d, constants to the gradient."""
     correction = renorm_correction(
         batch, old.renorm_mean, old.renorm_stddev, layer.spec.epsilon, layer.clipping, NAMESPACE
     )
-    return tuple(tf.stop_gradient(each) for each in correction)
-
-
-def _renormed(
-    layer: Any, batch: Moments, old: MovingStatistics, gamma: Tensor | None, beta: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return gamma * r and beta + gamma * d: (x_hat * r + d) * gamma + beta."""
-    r, d = _correction(layer, batch, old)
-    if gamma is not None:
-        r, d = gamma * r, gamma * d
-    return r, d if beta is None else beta + d
+    return RenormCorrection(*(tf.stop_gradient(each) for each in correction))
 
 
 def _virtual_batches(
@@ -100,7 +92,7 @@ def _virtual_batches(
     averaged = average_groups(batch, 0, NAMESPACE)
     gamma, beta = layer.channels(layer.gamma), layer.channels(layer.beta)
     if layer.spec.renorm:
-        gamma, beta = _renormed(layer, averaged, old, gamma, beta)
+        gamma, beta = corrected(gamma, beta, _correction(layer, averaged, old))
     spread = tf.shape(batch.mean)
     gamma, beta = (None if c is None else tf.broadcast_to(c, spread) for c in (gamma, beta))
     y, _ = ops.normalize_batch(
