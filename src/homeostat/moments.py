@@ -234,8 +234,9 @@ def advance(
     renorm = Average(spec.renorm_momentum)
     stddev = moved(average, state.stddev, xp.sqrt(variance + spec.epsilon))
     derived = stddev * stddev - spec.epsilon
+    derived = xp.where(derived > 0, derived, xp.zeros_like(derived))
     return new._replace(
-        variance=xp.where(derived > 0, derived, xp.zeros_like(derived)),
+        variance=xp.where(applied, derived, state.variance),
         stddev=stddev,
         renorm_mean=moved(renorm, state.renorm_mean, batch.mean),
         renorm_stddev=moved(renorm, state.renorm_stddev, xp.sqrt(batch.variance + spec.epsilon)),

@@ -13,7 +13,7 @@ from tf_keras.api._v1.keras.__internal__.legacy.layers import InputSpec, Layer
 
 from homeostat.errors import SpecError
 from homeostat.layout import Layout
-from homeostat.moments import MovingStatistics
+from homeostat.moments import MovingStatistics, advance
 from homeostat.spec import CONVENTIONS, BatchNormSpec
 from homeostat.tf1 import step
 from homeostat.tf1.records import record_call
@@ -258,19 +258,12 @@ class BatchNormalization(Layer):
         if known is not None and not known:
             return step.infer(self, inputs, old)
 
-        def trained() -> list[Tensor]:
-            y, new = step.train(self, inputs, old)
-            return [y, *(b - a for a, b in zip(old, new, strict=True) if a is not None)]
-
-        def inferred() -> list[Tensor]:
-            still = [tf.zeros_like(a) for a in old if a is not None]
-            return [step.infer(self, inputs, old), *still]
-
         if known is None:
-            y, *changes = tf.cond(tf.cast(training, tf.bool), trained, inferred)
-            y.set_shape(inputs.shape)
+            y, batch = step.either(self, inputs, tf.cast(training, tf.bool), old)
         else:
-            y, *changes = trained()
+            y, batch = step.train(self, inputs, old)
+        new = advance(old, batch, self.spec, step.NAMESPACE)
+        changes = [b - a for a, b in zip(old, new, strict=True) if a is not None]
         moving = [variable for variable in variables if variable is not None]
         self._add_updates(y, moving, changes)
         return y
