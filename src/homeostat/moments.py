@@ -169,12 +169,18 @@ class Average:
             value: the batch's value.
             updates: how many values ``old`` has followed, floating where it is an array.
         """
+        if self.counts or self.momentum is None:
+            return old + self.change(old, value, updates)
+        return old * self.momentum + value * (1.0 - self.momentum)
+
+    def change(self, old: Array, value: Array, updates: Array = 0) -> Array:
+        """Return by how much one more value moves the statistic; see `step`."""
         if self.momentum is None:
-            return old + (value - old) / (updates + 1)
+            return (value - old) / (updates + 1)
         if self.zero_debias:
             weight = (1.0 - self.momentum) / (1.0 - self.momentum ** (updates + 1))
-            return old + (value - old) * weight
-        return old * self.momentum + value * (1.0 - self.momentum)
+            return (value - old) * weight
+        return (value - old) * (1.0 - self.momentum)
 
 
 class MovingStatistics(NamedTuple):
@@ -243,15 +249,45 @@ def advance(
     )
 
 
+def changes(
+    state: MovingStatistics, batch: Moments, spec: BatchNormSpec, xp: Any
+) -> MovingStatistics:
+    """Return by how much `advance` moves each statistic, in as few operations as that takes.
+
+    For frameworks whose variables are added to.
+
+    Args:
+        state: the statistics so far.
+        batch: the batch's moments.
+        spec: the batch norm's options.
+        xp: the array namespace.
+    """
+    if spec.renorm or state.updates is not None or state.skipped is not None:
+        new = advance(state, batch, spec, xp)
+        return MovingStatistics(
+            *(None if old is None else b - old for old, b in zip(state, new, strict=True))
+        )
+    applied, _ = _verdict(batch, spec, xp)
+    average = Average.of(spec)
+
+    def change(old: Array, value: Array) -> Array:
+        return xp.where(applied, average.change(old, value), xp.zeros_like(old))
+
+    variance = batch.sample_variance(xp) if spec.stored_variance == "sample" else batch.variance
+    return MovingStatistics(change(state.mean, batch.mean), change(state.variance, variance))
+
+
 def _verdict(batch: Moments, spec: BatchNormSpec, xp: Any) -> tuple[Array, Array]:
     """Return, for each channel, whether the batch is taken, and whether it is skipped."""
     finite = finite_channels(batch, xp)
     guarded = spec.nonfinite != "propagate"
     if guarded and isinstance(batch.count, int) and batch.count > 0:
         return finite, ~finite
+    filled = batch.count > 0
+    if guarded:
+        return finite & filled, ~finite & filled
     none = xp.zeros_like(finite)
-    filled = ~(none | (batch.count <= 0))
-    return (finite & filled, ~finite & filled) if guarded else (filled, none)
+    return none | filled, none
 
 
 class RenormCorrection(NamedTuple):

@@ -13,7 +13,7 @@ from tf_keras.api._v1.keras.__internal__.legacy.layers import InputSpec, Layer
 
 from homeostat.errors import SpecError
 from homeostat.layout import Layout
-from homeostat.moments import MovingStatistics, advance
+from homeostat.moments import MovingStatistics, changes
 from homeostat.spec import CONVENTIONS, BatchNormSpec
 from homeostat.tf1 import step
 from homeostat.tf1.records import record_call
@@ -262,10 +262,13 @@ class BatchNormalization(Layer):
             y, batch = step.either(self, inputs, tf.cast(training, tf.bool), old)
         else:
             y, batch = step.train(self, inputs, old)
-        new = advance(old, batch, self.spec, step.NAMESPACE)
-        changes = [b - a for a, b in zip(old, new, strict=True) if a is not None]
+        if self.spec.renorm:
+            # The updates wait for y, and TensorFlow drops control edges that leave the op in which
+            # a custom gradient ends.
+            y = tf.ensure_shape(y, inputs.shape)
         moving = [variable for variable in variables if variable is not None]
-        self._add_updates(y, moving, changes)
+        by = changes(old, batch, self.spec, step.NAMESPACE)
+        self._add_updates(y, moving, [change for change in by if change is not None])
         return y
 
     def _add_updates(self, y: Tensor, variables: list[Any], changes: list[Tensor]) -> None:

@@ -55,20 +55,14 @@ def watch_updates(
     if check == "off" and not fix:
         yield
         return
-    original, watch = _SESSION.run, _Watch(check, fix, say or _warn)
-
-    @functools.wraps(original)
-    def run(self: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
-        forgotten = watch.forgotten(self.graph, fetches)
-        if not forgotten:
-            return original(self, fetches, *rest, **named)
-        return original(self, [fetches, forgotten], *rest, **named)[0]
-
-    _SESSION.run = run
+    watch = _Watch(check, fix, say or _warn)
+    originals = _SESSION.run, _SESSION.make_callable
+    _SESSION.run = watch.run(_SESSION.run)
+    _SESSION.make_callable = watch.make_callable(_SESSION.make_callable)
     try:
         yield
     finally:
-        _SESSION.run = original
+        _SESSION.run, _SESSION.make_callable = originals
 
 
 @dataclass
@@ -83,6 +77,31 @@ class _Watch:
     def __init__(self, check: str, fix: bool, say: Callable[[str], None]) -> None:
         self._check, self._fix, self._say = check, fix, say
         self._lock = threading.Lock()
+
+    def run(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `Session.run` that looks at what it runs."""
+
+        @functools.wraps(original)
+        def run(session: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
+            forgotten = self.forgotten(session.graph, fetches)
+            if not forgotten:
+                return original(session, fetches, *rest, **named)
+            return original(session, [fetches, forgotten], *rest, **named)[0]
+
+        return run
+
+    def make_callable(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `Session.make_callable` that looks at what its callables will run."""
+
+        @functools.wraps(original)
+        def make_callable(session: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
+            forgotten = self.forgotten(session.graph, fetches)
+            if not forgotten:
+                return original(session, fetches, *rest, **named)
+            both = original(session, [fetches, forgotten], *rest, **named)
+            return lambda *feeds, **options: both(*feeds, **options)[0]
+
+        return make_callable
 
     def forgotten(self, graph: Any, fetches: Any) -> list[Any]:
         """Return the updates to run with some fetches, having said what there is to say."""

@@ -123,9 +123,9 @@ class Either(Plain):
     ) -> tuple[Tensor, ...]:
         """Return the gradients to x, gamma, beta and the given moments."""
         dx, dgamma, dbeta = super().backward(saved, y, dy, x, gamma, beta)
-        scale = saved.inverse * tf.cast(gamma, self.elements.dtype)
-        dmean = -scale * tf.cast(dbeta, scale.dtype)
-        dvariance = -0.5 * scale * saved.inverse * tf.cast(dgamma, scale.dtype)
+        dtype = self.elements.dtype
+        dmean = -saved.scale * tf.cast(dbeta, dtype)
+        dvariance = -0.5 * saved.scale * saved.inverse * tf.cast(dgamma, dtype)
         given = (tf.where(self.training, tf.zeros_like(d), d) for d in (dmean, dvariance))
         return dx, dgamma, dbeta, *given
 

@@ -59,11 +59,16 @@ def centre(elements: Elements, x: Tensor) -> Centre:
 
 
 class PlainSaved(NamedTuple):
-    """What the plain way keeps for its backward, per channel."""
+    """What the plain way keeps for its backward, per channel.
+
+    The scale holds gamma as it was: in a TF1 graph the optimizer may change the variable before the
+    backward is done with it.
+    """
 
     pivot: Tensor
     offset: Tensor
     inverse: Tensor
+    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Plain:
         scale = inverse * tf.cast(gamma, dtype)
         shift = tf.cast(beta, dtype) - by.offset * scale
         z = (values - elements.spread(by.pivot)) * elements.spread(scale) + elements.spread(shift)
-        return z, PlainSaved(by.pivot, by.offset, inverse)
+        return z, PlainSaved(by.pivot, by.offset, inverse, scale)
 
     def backward(
         self,
@@ -112,7 +117,7 @@ class Plain:
     ) -> tuple[Tensor, ...]:
         """Return the gradients to x, gamma, beta and, if there is one, the residual."""
         elements, dtype = self.elements, self.elements.dtype
-        pivot, offset, inverse = saved
+        pivot, offset, inverse, scale = saved
         g = through_activation(dy, y, self.activation)
         values = tf.cast(g, dtype)
         centred = tf.cast(x, dtype) - elements.spread(pivot)
@@ -122,7 +127,6 @@ class Plain:
             # What lies under a mask may be NaN: it counts only where a gradient comes in.
             counted = tf.where(tf.equal(values, 0), tf.zeros_like(centred), centred)
         dgamma = inverse * (elements.dot(values, counted) - offset * dbeta)
-        scale = inverse * tf.cast(gamma, dtype)
         mean_g = self._through_moments(elements.reduced(dbeta) / elements.divisor)
         slope = self._through_moments(inverse * elements.reduced(dgamma) / elements.divisor)
         through_moments = centred * elements.spread(slope) + elements.spread(
