@@ -67,5 +67,24 @@ def test_two_graphs_side_by_side() -> None:
     assert found["difference"] == 0
 
 
+@pytest.mark.slow
+def test_nineteen_convolutions() -> None:
+    found = figures("deep_cnn.py")
+    assert found["without"] <= 0.3
+    assert found["with"] >= 0.95
+    assert found["with, one image at a time"] >= 0.95
+
+
+@pytest.mark.slow
+def test_two_networks_in_turn() -> None:
+    found = figures("volumes.py")
+    assert found["accuracy of the reader"] >= 0.9
+    # A tenth of the mean square of the noise.
+    assert found["error of the restorer"] <= 0.025
+    assert found["least move of statistics by their own step"] > 0
+    assert found["greatest move by the other step"] == 0
+
+
+@pytest.mark.slow
 def test_a_small_lenet() -> None:
     assert figures("lenet.py")["accuracy"] >= 0.98
