@@ -139,6 +139,27 @@ def test_a_fix_moves_the_statistics_and_returns_what_was_asked(kind):
     assert text.endswith("They are run with this step all the same, as you asked for a fix.")
 
 
+def test_updates_may_run_apart_before_the_step():
+    x, _, step = build()
+    updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    with watch_updates("error"), started() as session:
+        # Half of them are not enough.
+        session.run(updates[:1], {x: BATCH})
+        with pytest.raises(MissingUpdatesError, match=r"Session\.run of their own"):
+            session.run(step, {x: BATCH})
+        session.run(updates, {x: BATCH})
+        session.run(step, {x: BATCH})
+
+
+def test_updates_that_another_step_runs_do_not_count_as_run_apart():
+    x, _, step = build()
+    updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    with watch_updates("error"), started() as session:
+        session.run([step, updates], {x: BATCH})
+        with pytest.raises(MissingUpdatesError):
+            session.run(step, {x: BATCH})
+
+
 @pytest.mark.parametrize("fed", [False, True])
 def test_callables_are_watched_and_mended(fed):
     x, loss, step = build()

@@ -67,9 +67,16 @@ def watch_updates(
 
 @dataclass
 class _Graph:
-    """What was found in a graph, so that fetches are looked at once and calls told once."""
+    """What was found in a graph, so that fetches are looked at once and calls told once.
+
+    Args:
+        missing: the calls that some fetches, by their operations, forget.
+        apart: calls whose updates ran apart from any training.
+        told: calls that were told of.
+    """
 
     missing: dict[frozenset[Any], tuple[BatchNormCall, ...]] = field(default_factory=dict)
+    apart: set[BatchNormCall] = field(default_factory=set)
     told: set[BatchNormCall] = field(default_factory=set)
 
 
@@ -113,8 +120,8 @@ class _Watch:
         with self._lock:
             found = self._found_in(graph)
             if operations not in found.missing:
-                found.missing[operations] = self._missing(graph, operations)
-            missing = found.missing[operations]
+                _look(graph, operations, found)
+            missing = tuple(x for x in found.missing[operations] if x not in found.apart)
             if not missing:
                 return []
             if self._check == "error" and not self._fix:
@@ -132,21 +139,31 @@ class _Watch:
             setattr(graph, _KEPT, {})
         return getattr(graph, _KEPT).setdefault(self, _Graph())
 
-    def _missing(self, graph: Any, operations: frozenset[Any]) -> tuple[BatchNormCall, ...]:
-        reached = reached_by(operations)
-        return report_on(graph, reached).missing if trained_by(graph, reached) else ()
-
     def _tell(self, missing: tuple[BatchNormCall, ...]) -> None:
         report = str(UpdateReport(missing))
         if self._fix:
             report += "\nThey are run with this step all the same, as you asked for a fix."
-        self._say(f"The training step at {user_line()} forgets updates. {report}")
+        self._say(
+            f"The training step at {user_line()} forgets updates that no Session.run of their own "
+            f"ran before. {report}"
+        )
+
+
+def _look(graph: Any, operations: frozenset[Any], found: _Graph) -> None:
+    """Find what some fetches forget, or update apart from training."""
+    reached = reached_by(operations)
+    report = report_on(graph, reached)
+    trains = bool(trained_by(graph, reached))
+    found.missing[operations] = report.missing if trains else ()
+    if not trains:
+        found.apart.update(report.updated, report.repeated)
 
 
 def _refusal(missing: tuple[BatchNormCall, ...]) -> str:
     return (
         f"the training step at {user_line()} forgets updates: expected that it updates the batch "
-        f"norms that it trains. {UpdateReport(missing)}\nNothing was run."
+        "norms that it trains, or that a Session.run of their own ran the updates before. "
+        f"{UpdateReport(missing)}\nNothing was run."
     )
 
 
