@@ -191,7 +191,8 @@ class MovingStatistics(NamedTuple):
         variance: moving variance.
         updates: updates that each channel took, floating; None where nothing counts them.
         skipped: updates that each channel left out because the batch was not finite, or None.
-        stddev: with renorm, the moving standard deviation, from which the variance derives.
+        stddev: with renorm, the moving standard deviation, from which the variance derives; None
+            where it is taken from the variance.
         renorm_mean: the mean that renorm corrects towards.
         renorm_stddev: the standard deviation that renorm corrects towards.
     """
@@ -206,7 +207,12 @@ class MovingStatistics(NamedTuple):
 
 
 def advance(
-    state: MovingStatistics, batch: Moments, spec: BatchNormSpec, xp: Any
+    state: MovingStatistics,
+    batch: Moments,
+    spec: BatchNormSpec,
+    xp: Any,
+    *,
+    finite: bool = False,
 ) -> MovingStatistics:
     """Move the statistics towards a batch, channel by channel.
 
@@ -221,29 +227,35 @@ def advance(
         batch: the batch's moments.
         spec: the batch norm's options.
         xp: the array namespace.
+        finite: whether the caller knows the batch to be finite in every channel, and not empty;
+            nothing is chosen channel by channel then.
     """
-    applied, skipped = _verdict(batch, spec, xp)
+    applied, skipped = (None, None) if finite else _verdict(batch, spec, xp)
     average = Average.of(spec)
     updates = 0 if state.updates is None else state.updates
 
+    def taken(old: Array, value: Array) -> Array:
+        return value if applied is None else xp.where(applied, value, old)
+
     def moved(average: Average, old: Array, value: Array) -> Array:
-        return xp.where(applied, average.step(old, value, updates), old)
+        return taken(old, average.step(old, value, updates))
 
     variance = batch.sample_variance(xp) if spec.stored_variance == "sample" else batch.variance
     new = state._replace(mean=moved(average, state.mean, batch.mean))
     if state.updates is not None:
-        new = new._replace(updates=xp.where(applied, state.updates + 1, state.updates))
-    if state.skipped is not None:
+        new = new._replace(updates=taken(state.updates, state.updates + 1))
+    if state.skipped is not None and skipped is not None:
         new = new._replace(skipped=xp.where(skipped, state.skipped + 1, state.skipped))
     if not spec.renorm:
         return new._replace(variance=moved(average, state.variance, variance))
     renorm = Average(spec.renorm_momentum)
-    stddev = moved(average, state.stddev, xp.sqrt(variance + spec.epsilon))
+    old = xp.sqrt(state.variance + spec.epsilon) if state.stddev is None else state.stddev
+    stddev = moved(average, old, xp.sqrt(variance + spec.epsilon))
     derived = stddev * stddev - spec.epsilon
     derived = xp.where(derived > 0, derived, xp.zeros_like(derived))
     return new._replace(
-        variance=xp.where(applied, derived, state.variance),
-        stddev=stddev,
+        variance=taken(state.variance, derived),
+        stddev=None if state.stddev is None else stddev,
         renorm_mean=moved(renorm, state.renorm_mean, batch.mean),
         renorm_stddev=moved(renorm, state.renorm_stddev, xp.sqrt(batch.variance + spec.epsilon)),
     )
