@@ -46,7 +46,8 @@ class Layout:
         Raises:
             ShapeError: an axis is out of range or named twice, or no axis is left to average over.
         """
-        shape = tuple(None if size is None else int(size) for size in shape)
+        # The symbols of torch.export have a node, and stay symbols.
+        shape = tuple(n if isinstance(n, int | None) or hasattr(n, "node") else int(n) for n in shape)
         axes: tuple[int, ...] = tuple(axis) if isinstance(axis, Iterable) else (axis,)
         rank = len(shape)
         if rank == 0:

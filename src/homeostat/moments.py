@@ -46,10 +46,15 @@ def sample_correction(count: Array, xp: Any) -> Array:
         count: elements per channel: a number or an array.
         xp: the array namespace.
     """
-    if isinstance(count, int | float):
+    if _is_number(count):
         return count / (count - 1) if count > 1 else 1.0
     divisor = xp.where(count > 1, count - 1, 1)
     return xp.where(count > 1, count / divisor, xp.ones_like(count))
+
+
+def _is_number(count: Array) -> bool:
+    """Return whether a count is a number, or a compiler's symbol of one, and no array."""
+    return isinstance(count, int | float) or not hasattr(count, "shape")
 
 
 def merge(first: Moments, second: Moments, xp: Any) -> Moments:
@@ -81,7 +86,7 @@ def merge(first: Moments, second: Moments, xp: Any) -> Moments:
             "merge: expected the same channels in both. Merge moments of the same layer only."
         )
     count = first.count + second.count
-    if isinstance(count, int | float):
+    if _is_number(count):
         share = second.count / count if count > 0 else 0.0
     else:
         share = xp.where(count > 0, second.count / xp.where(count > 0, count, 1), 0.0)
@@ -293,7 +298,7 @@ def _verdict(batch: Moments, spec: BatchNormSpec, xp: Any) -> tuple[Array, Array
     """Return, for each channel, whether the batch is taken, and whether it is skipped."""
     finite = finite_channels(batch, xp)
     guarded = spec.nonfinite != "propagate"
-    if guarded and isinstance(batch.count, int) and batch.count > 0:
+    if guarded and _is_number(batch.count) and batch.count > 0:
         return finite, ~finite
     filled = batch.count > 0
     if guarded:

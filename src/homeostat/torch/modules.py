@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.fx import Proxy
 
 from homeostat.ops.torch import normalize
 from homeostat.torch.state import OPTIONS, TORCH, State
@@ -65,6 +66,8 @@ class Complete(State):
             ShapeError: another shape does not fit.
             NonFiniteBatchError: with ``nonfinite="raise"``.
         """
+        if isinstance(input, Proxy):
+            return self._leaf(input, residual, weights)
         self._check_input_dim(input)
         mean = self.running_mean
         if mean is None or (self.training and not self.inference_mode):
@@ -81,6 +84,14 @@ class Complete(State):
             activation=spec.activation,
             residual=residual,
         )
+
+    def _leaf(self, input: Proxy, *arguments: Any) -> Any:
+        """Stay one node of a graph that torch.fx traces, as native modules do."""
+        residual, weights = arguments
+        target = input.tracer.path_of_module(self)
+        arguments = (input,) if residual is None else (input, residual)
+        named = {} if weights is None else {"weights": weights}
+        return input.tracer.create_proxy("call_module", target, arguments, named)
 
 
 class BatchNorm1d(Complete, torch.nn.BatchNorm1d):

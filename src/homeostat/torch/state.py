@@ -44,7 +44,9 @@ class State(_BatchNorm):
 
     # Nothing for TorchScript to read: `eps` may refuse.
     __constants__: list[str] = []  # noqa: RUF012
+    __jit_unused_properties__: list[str] = ["eps", "frozen_affine"]  # noqa: RUF012
     spec: BatchNormSpec
+    renorm_schedule: Callable[[Tensor], Mapping[str, Any]] | None
 
     def _take(self, options: Mapping[str, Any]) -> None:
         """Set the options that native modules do not have, and make the buffers they need."""
@@ -59,7 +61,7 @@ class State(_BatchNorm):
             )
         # All at once, since they are validated together.
         self.__dict__.update(options)
-        self.__dict__["spec"] = self._read_spec({})
+        self._read_spec({})
         self.frozen_affine = frozen
         mean = self._buffers["running_mean"]
         if mean is not None:
@@ -83,31 +85,33 @@ class State(_BatchNorm):
             self.register_buffer("renorm_mean", start)
             self.register_buffer("renorm_std", torch.ones_like(start))
 
-    def _read_spec(self, changed: Mapping[str, Any]) -> BatchNormSpec:
+    def _read_spec(self, changed: Mapping[str, Any]) -> None:
+        """Validate the options with some of them changed, and set what a step reads."""
         options = {name: self.__dict__[name] for name in _IN_SPEC} | dict(changed)
-        momentum, clipping = options.pop("momentum"), options["renorm_clipping"]
-        if callable(clipping):
+        momentum, schedule = options.pop("momentum"), None
+        if callable(options["renorm_clipping"]):
             if not options["renorm"]:
                 raise SpecError(
                     "renorm_clipping is given but renorm=False: expected renorm=True. Set "
                     "renorm=True or drop renorm_clipping."
                 )
-            options["renorm_clipping"] = None
+            schedule, options["renorm_clipping"] = options["renorm_clipping"], None
         # `torch.optim.swa_utils.update_bn` sets momentum=None for a while.
         options["zero_debias"] = options["zero_debias"] and momentum is not None
         options["renorm_momentum"] = TORCH.to_old_weight(options["renorm_momentum"])
-        return BatchNormSpec(
+        spec = BatchNormSpec(
             axis=1,
             momentum=TORCH.to_old_weight(momentum),
             epsilon=options.pop("eps"),
             stored_variance=TORCH.stored_variance,
             **options,
         )
+        self.__dict__.update(spec=spec, renorm_schedule=schedule)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _IN_SPEC and "spec" in self.__dict__:
             self._refuse_late(name, value)
-            self.__dict__["spec"] = self._read_spec({name: value})
+            self._read_spec({name: value})
         super().__setattr__(name, value)
 
     def _refuse_late(self, name: str, value: Any) -> None:
@@ -140,6 +144,11 @@ class State(_BatchNorm):
     @eps.setter
     def eps(self, value: float) -> None:
         self.__dict__["eps"] = value
+
+    def __dir__(self) -> list[str]:
+        # What walks over all attributes, such as torch.jit.trace, meets none that refuses.
+        hidden = {"eps"} if self.spec.activation is not None else set()
+        return [name for name in super().__dir__() if name not in hidden]
 
     @property
     def frozen_affine(self) -> bool:

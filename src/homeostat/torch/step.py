@@ -115,8 +115,8 @@ def _renormed(
             "other activations. Checkpoint around it, or set frozen_statistics=True."
         )
     bounds = bn.spec.clipping
-    if callable(bn.renorm_clipping):
-        given = bn.renorm_clipping(bn.num_batches_tracked)
+    if bn.renorm_schedule is not None:
+        given = bn.renorm_schedule(bn.num_batches_tracked)
         if set(given) - set(_Bounds._fields):
             raise SpecError(
                 f"renorm_clipping returned the keys {sorted(given)}: expected keys among 'rmin', "
