@@ -8,6 +8,7 @@ import torch
 from torch.fx import Proxy
 
 from homeostat.ops.torch import normalize
+from homeostat.torch.small import is_small, small_eval
 from homeostat.torch.state import OPTIONS, TORCH, State
 from homeostat.torch.step import train
 
@@ -48,7 +49,11 @@ class Complete(State):
         self._take({name: given[name] for name in OPTIONS})
 
     def forward(
-        self, input: Tensor, residual: Tensor | None = None, *, weights: Tensor | None = None
+        self,
+        input: Tensor,  # noqa: A002
+        residual: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Normalize the input.
 
@@ -72,6 +77,10 @@ class Complete(State):
         mean = self.running_mean
         if mean is None or (self.training and not self.inference_mode):
             return train(self, input, residual, weights)
+        if is_small(self, input, residual):
+            y = small_eval(self, input, residual)
+            if y is not None:
+                return y
         spec = self.spec
         return normalize(
             input,
@@ -85,13 +94,12 @@ class Complete(State):
             residual=residual,
         )
 
-    def _leaf(self, input: Proxy, *arguments: Any) -> Any:
+    def _leaf(self, x: Proxy, residual: Any, weights: Any) -> Any:
         """Stay one node of a graph that torch.fx traces, as native modules do."""
-        residual, weights = arguments
-        target = input.tracer.path_of_module(self)
-        arguments = (input,) if residual is None else (input, residual)
+        target = x.tracer.path_of_module(self)
+        arguments = (x,) if residual is None else (x, residual)
         named = {} if weights is None else {"weights": weights}
-        return input.tracer.create_proxy("call_module", target, arguments, named)
+        return x.tracer.create_proxy("call_module", target, arguments, named)
 
 
 class BatchNorm1d(Complete, torch.nn.BatchNorm1d):
@@ -190,10 +198,10 @@ class LazyComplete(Complete):
             self.bias = None
         self._take(options)
 
-    def initialize_parameters(self, input: Tensor, *_: Any, **__: Any) -> None:
+    def initialize_parameters(self, x: Tensor, *_: Any, **__: Any) -> None:
         """Make parameters and buffers for the channels of an input."""
-        super().initialize_parameters(input)
-        self.num_features = input.shape[1]
+        super().initialize_parameters(x)
+        self.num_features = x.shape[1]
         self._add_buffers(self.num_features)
 
 

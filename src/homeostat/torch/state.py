@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from homeostat.errors import SpecError, UnsupportedError
+from homeostat.moments import Average
 from homeostat.spec import CONVENTIONS, BatchNormSpec
 
 Tensor = torch.Tensor
@@ -46,6 +47,7 @@ class State(_BatchNorm):
     __constants__: list[str] = []  # noqa: RUF012
     __jit_unused_properties__: list[str] = ["eps", "frozen_affine"]  # noqa: RUF012
     spec: BatchNormSpec
+    plain: bool
     renorm_schedule: Callable[[Tensor], Mapping[str, Any]] | None
 
     def _take(self, options: Mapping[str, Any]) -> None:
@@ -106,7 +108,9 @@ class State(_BatchNorm):
             stored_variance=TORCH.stored_variance,
             **options,
         )
-        self.__dict__.update(spec=spec, renorm_schedule=schedule)
+        plain = not (spec.renorm or spec.virtual_batch_size or spec.synchronized)
+        plain = plain and not Average.of(spec).counts
+        self.__dict__.update(spec=spec, renorm_schedule=schedule, plain=plain)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _IN_SPEC and "spec" in self.__dict__:

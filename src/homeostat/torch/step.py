@@ -20,6 +20,7 @@ from homeostat.moments import (
 )
 from homeostat.ops.torch import moments, normalize_batch
 from homeostat.torch.replicas import replica_sum
+from homeostat.torch.small import is_small, small_train
 
 Tensor = torch.Tensor
 
@@ -39,6 +40,10 @@ def train(bn: Any, x: Tensor, residual: Tensor | None, weights: Tensor | None) -
     if reduce is None:
         _refuse_one_element(x, spec.virtual_batch_size)
     again = moves and not torch.compiler.is_compiling() and _repeated()
+    if bn.plain and weights is None and is_small(bn, x, residual):
+        y = small_train(bn, x, residual, moves=moves and not again)
+        if y is not None:
+            return y
     if spec.virtual_batch_size is not None:
         y, batch = _ghost_batches(bn, x, residual, weights, again)
     else:
@@ -46,6 +51,10 @@ def train(bn: Any, x: Tensor, residual: Tensor | None, weights: Tensor | None) -
     if moves and not again:
         _move_statistics(bn, batch)
     return y
+
+
+def _transformed() -> bool:
+    return torch._C._are_functorch_transforms_active()
 
 
 def _refuse_one_element(x: Tensor, virtual_batch_size: int | None) -> None:
@@ -159,9 +168,22 @@ def _ghost_batches(
     return y.reshape(x.shape), average_groups(batch, 0, torch)
 
 
+def _refuse_shared_statistics(mean: Tensor, batch: Moments) -> None:
+    functorch = torch._C._functorch
+    if functorch.is_batchedtensor(batch.mean) and not functorch.is_batchedtensor(mean):
+        raise UnsupportedError(
+            "torch.func.vmap maps over the input of a batch norm but not over its running "
+            "statistics, which cannot follow many batches at once: expected statistics for each. "
+            "Stack the models with torch.func.stack_module_state and pass the buffers mapped too, "
+            "or set frozen_statistics=True or call eval()."
+        )
+
+
 def _move_statistics(bn: Any, batch: Moments) -> None:
     spec, buffers = bn.spec, bn._buffers
     mean, tracked, skipped = bn.running_mean, buffers["num_batches_tracked"], bn.skipped_updates
+    if not torch.compiler.is_compiling() and _transformed():
+        _refuse_shared_statistics(mean, batch)
     if batch.mean.dtype != mean.dtype:
         batch = Moments(batch.count, batch.mean.to(mean.dtype), batch.variance.to(mean.dtype))
     counts = Average.of(spec).counts
@@ -207,7 +229,7 @@ def _known_finite(batch: Moments) -> bool:
     """Return whether all statistics are known to be finite, asking only where that is quick."""
     if torch.compiler.is_compiling() or not isinstance(batch.count, int) or batch.count == 0:
         return False
-    if batch.mean.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+    if batch.mean.device.type != "cpu" or _transformed():
         return False
     # NaN and infinity survive every product and sum.
     return math.isfinite(torch.dot(batch.mean, batch.variance).item())
