@@ -8,6 +8,7 @@ Example:
     torch.Size([8, 16, 4, 4])
 """
 
+from homeostat.torch.convert import convert, revert
 from homeostat.torch.modules import (
     BatchNorm1d,
     BatchNorm2d,
@@ -16,12 +17,20 @@ from homeostat.torch.modules import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from homeostat.torch.records import ConversionReport, Converted, NormRecord
+from homeostat.torch.synchronized import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ConversionReport",
+    "Converted",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "NormRecord",
+    "SyncBatchNorm",
+    "convert",
+    "revert",
 ]

@@ -1,0 +1,210 @@
+"""The graph of a module's own forward, or the reason why no graph tells all that it does.
+
+Every child stays a call of a module. `torch.fx` follows one path through the code, so whatever
+could take another path in another call is refused: what depends on `training`, on whether an
+argument is None, on random numbers or on modes, what changes the module, and what computes with
+tensors that are not the module's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import inspect
+import itertools
+import random
+import sys
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from homeostat.torch.snapshot import Snapshot
+
+_ASKS = {"isinstance", "hasattr", "type", "is_tensor", "callable"}
+_MODES = {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled"}
+
+
+_NOT_USERS = {"torch", "homeostat"}
+
+
+class Refused(Exception):  # noqa: N818
+    """There is no graph that tells all that a forward does; the message says why."""
+
+
+def own_graph(module: nn.Module) -> fx.Graph:
+    """Return the graph of a module's forward.
+
+    Args:
+        module: any module; it is left as it was.
+
+    Raises:
+        Refused: the forward has no such graph.
+    """
+    _check_signature(module)
+    before = Snapshot(module)
+    numbers = random.getstate(), np.random.get_state()
+    try:
+        graphs = []
+        for training in (True, False):
+            for part in module.modules():
+                part.__dict__["training"] = training
+            graphs.append(_traced(module))
+            if before.differs(but=("training",)):
+                raise Refused("its forward changes the module")
+        if repr(numbers) != repr((random.getstate(), np.random.get_state())):
+            raise Refused("its forward draws random numbers")
+    finally:
+        before.restore()
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])
+    if str(graphs[0]) != str(graphs[1]):
+        raise Refused("its forward depends on self.training")
+    return graphs[0]
+
+
+def _check_signature(module: nn.Module) -> None:
+    if "forward" in vars(module):
+        raise Refused("its forward was replaced")
+    if isinstance(module, fx.GraphModule):
+        raise Refused("it is a GraphModule already; convert before tracing")
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    for parameter in parameters:
+        if parameter.kind != parameter.POSITIONAL_OR_KEYWORD:
+            raise Refused(f"its forward takes {parameter}")
+        if parameter.default is not parameter.empty:
+            raise Refused(f"its forward has the optional argument {parameter.name}")
+
+
+def _traced(module: nn.Module) -> fx.Graph:
+    codes: list[tuple[CodeType, set[str]]] = []
+    try:
+        with _NoTensors(), _calls_of_users(codes):
+            graph = _Tracer().trace(module)
+    except Refused:
+        raise
+    except Exception as error:
+        # Whatever the user's code raises on a proxy.
+        first = str(error).strip().partition("\n")[0]
+        raise Refused(f"torch.fx cannot trace it: {first or type(error).__name__}") from error
+    for code, proxies in codes:
+        _check_questions(code, proxies)
+    return graph
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = _modes()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def create_node(self, *arguments: Any, **named: Any) -> fx.Node:
+        if _modes() != self.modes:
+            raise Refused("its forward sets a mode, such as no_grad or autocast")
+        return super().create_node(*arguments, **named)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
+            raise Refused("its forward reads a tensor that is neither parameter nor buffer")
+        return super().create_arg(a)
+
+
+def _modes() -> tuple[Any, ...]:
+    autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
+    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast)
+
+
+class _NoTensors(TorchDispatchMode):
+    """Refuses operations on real tensors, whose results would be constants of the graph."""
+
+    def __torch_dispatch__(self, func: Any, *_: Any) -> Any:
+        raise Refused(f"its forward computes {func.overloadpacket} of no input of its own")
+
+
+@contextlib.contextmanager
+def _calls_of_users(codes: list[tuple[CodeType, set[str]]]) -> Iterator[None]:
+    """Collect the code that runs outside of torch, with its arguments that are proxies."""
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and _top(frame.f_globals.get("__name__", "")) not in _NOT_USERS:
+            proxies = {k for k, v in frame.f_locals.items() if isinstance(v, fx.Proxy)}
+            codes.append((frame.f_code, proxies))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _check_questions(code: CodeType, proxies: set[str]) -> None:
+    """Refuse code that asks what an argument is, which a proxy answers for no tensor."""
+    modes = sorted(_MODES & set(code.co_names))
+    if modes:
+        raise Refused(f"its forward asks {modes[0]}")
+    instructions = list(dis.get_instructions(code))
+    for i, instruction in enumerate(instructions):
+        name = instruction.opname
+        if name == "IS_OP" or name.endswith(("IF_NONE", "IF_NOT_NONE")):
+            near = instructions[max(0, i - 2 if name == "IS_OP" else i - 1) : i]
+        elif name.startswith("LOAD_") and instruction.argval in _ASKS:
+            near = instructions[i + 1 : i + 4]
+        else:
+            continue
+        asked = proxies & {local for other in near for local in _locals_of(other)}
+        if asked:
+            raise Refused(f"its forward asks what kind of thing {asked.pop()} is")
+
+
+def _locals_of(instruction: dis.Instruction) -> tuple[str, ...]:
+    if not instruction.opname.startswith("LOAD_FAST"):
+        return ()
+    named = instruction.argval
+    return named if isinstance(named, tuple) else (named,)
+
+
+def reads_of(module: nn.Module) -> tuple[set[str], set[str]]:
+    """Return the attributes that a class reads of other objects, and of itself without a call.
+
+    Args:
+        module: one whose forward cannot be traced.
+    """
+    others: set[str] = set()
+    uncalled: set[str] = set()
+    for cls in type(module).__mro__:
+        if _top(cls.__module__) in _NOT_USERS or cls is object:
+            continue
+        for name, value in vars(cls).items():
+            code = getattr(inspect.unwrap(value) if callable(value) else value, "__code__", None)
+            if code is not None and name != "__init__":
+                _read(code, others, uncalled)
+    return others, uncalled
+
+
+def _read(code: CodeType, others: set[str], uncalled: set[str]) -> None:
+    instructions = list(dis.get_instructions(code))
+    for before, instruction in itertools.pairwise(instructions):
+        if instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+            continue
+        if "self" not in _locals_of(before):
+            others.add(instruction.argval)
+        elif instruction.opname == "LOAD_ATTR" and not (
+            sys.version_info >= (3, 12) and instruction.arg is not None and instruction.arg & 1
+        ):
+            uncalled.add(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _read(constant, others, uncalled)
