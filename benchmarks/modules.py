@@ -1,4 +1,4 @@
-"""Time the PyTorch modules against native ones on the CPU: python -m benchmarks.modules
+"""Time the PyTorch modules against native ones on the CPU: python -m benchmarks.modules.
 
 Every pair is checked to agree before it is timed. The ratio is what counts on a busy machine.
 """
