@@ -150,14 +150,14 @@ def test_repr_has_the_options_that_are_on() -> None:
 def test_ranks_and_their_errors_are_natives(name: str, rank: int) -> None:
     x = torch.randn([4] * rank)
     mine, native = getattr(ours, name)(4), getattr(torch.nn, name)(4)
-    try:
-        expected = native(x)
-    except ValueError as error:
-        with pytest.raises(ValueError, match="input") as caught:
-            mine(x)
-        assert str(caught.value) == str(error)
-    else:
-        torch.testing.assert_close(mine(x), expected)
+    if len(INNER[name][-1]) + 2 == rank or (name, rank) == ("BatchNorm1d", 2):
+        torch.testing.assert_close(mine(x), native(x))
+        return
+    with pytest.raises(ValueError, match="input") as theirs:
+        native(x)
+    with pytest.raises(ValueError, match="input") as caught:
+        mine(x)
+    assert str(caught.value) == str(theirs.value)
 
 
 @pytest.mark.parametrize(

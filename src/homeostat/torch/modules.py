@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -81,10 +82,18 @@ class Complete(State):
             y = small_eval(self, input, residual)
             if y is not None:
                 return y
+        if not torch.jit.is_tracing():
+            return self._evaluate(input, residual)
+        with warnings.catch_warnings():
+            # The sizes that are read are checked and not part of the graph.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            return self._evaluate(input, residual)
+
+    def _evaluate(self, x: Tensor, residual: Tensor | None) -> Tensor:
         spec = self.spec
         return normalize(
-            input,
-            mean,
+            x,
+            self.running_mean,
             self.running_var,
             self.weight,
             self.bias,

@@ -13,7 +13,9 @@ Tensor = torch.Tensor
 
 def is_small(bn: Any, x: Tensor, residual: Tensor | None) -> bool:
     """Return whether an input is small, and dtypes, shapes and device are the ordinary ones."""
-    if torch.compiler.is_compiling() or x.numel() > SMALL or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
+    if x.numel() > SMALL or x.device.type != "cpu":
         return False
     shape, dtype, mean = x.shape, x.dtype, bn.running_mean
     if (
@@ -29,7 +31,7 @@ def is_small(bn: Any, x: Tensor, residual: Tensor | None) -> bool:
     for parameter in (bn.weight, bn.bias):
         if parameter is not None and parameter.dtype != dtype:
             return False
-    return not (torch._C._are_functorch_transforms_active() or torch._C._is_tracing())
+    return not torch._C._are_functorch_transforms_active()
 
 
 def small_train(bn: Any, x: Tensor, residual: Tensor | None, *, moves: bool) -> Tensor | None:

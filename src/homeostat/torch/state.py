@@ -78,8 +78,8 @@ class State(_BatchNorm):
         like = self._buffers["running_mean"]
         if like is None or "skipped_updates" in self._buffers:
             return
-        # Average of `zero_debias` alone needs the count in a checkpoint, whose keys else stay
-        # those of native modules.
+        # `zero_debias` alone needs the count in a checkpoint, whose keys else stay those of native
+        # modules.
         skipped = torch.zeros(features, dtype=torch.long, device=like.device)
         self.register_buffer("skipped_updates", skipped, persistent=self.zero_debias)
         if self.renorm:
@@ -147,6 +147,7 @@ class State(_BatchNorm):
 
     @eps.setter
     def eps(self, value: float) -> None:
+        """Set what is added to the variance."""
         self.__dict__["eps"] = value
 
     def __dir__(self) -> list[str]:
@@ -162,6 +163,7 @@ class State(_BatchNorm):
 
     @frozen_affine.setter
     def frozen_affine(self, frozen: bool) -> None:
+        """Have weight and bias require no gradients, or gradients."""
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 parameter.requires_grad = not frozen
