@@ -169,6 +169,7 @@ class Around(nn.Module):
         self.bn2 = nn.BatchNorm2d(4)
         self.other = nn.Conv2d(4, 4, 1)
         self.act = nn.ReLU()
+        self.drop = nn.Identity()
 
     def forward(self, x: torch.Tensor) -> Any:
         raise NotImplementedError
@@ -204,6 +205,11 @@ CASES: dict[str, tuple[Any, tuple[Any, bool]]] = {
     "later residual": (lambda self, x: F.relu(self.bn(self.conv(x)) + self.other(x)), BOTH),
     "two norms": (lambda self, x: F.relu(self.bn(self.conv(x)) + self.bn2(x)), BOTH),
     "relu, then plus": (lambda self, x: F.relu(self.bn(self.conv(x))) + x, RELU),
+    "nothing between": (lambda self, x: self.act(self.drop(self.drop(self.bn(x)))), RELU),
+    "nothing on both sides": (
+        lambda self, x: F.relu(self.drop(x) + self.drop(self.bn(self.conv(x)))),
+        BOTH,
+    ),
     "two additions": (lambda self, x: self.bn(self.conv(x)) + x + x, ADD),
     "broadcast": (lambda self, x: F.relu(self.bn(x) + x.mean((2, 3), keepdim=True)), BOTH),
     "broadcast norm": (
@@ -221,7 +227,9 @@ CASES: dict[str, tuple[Any, tuple[Any, bool]]] = {
     "hardswish": (lambda self, x: F.hardswish(self.bn(x)), NOTHING),
     "steep": (lambda self, x: F.leaky_relu(self.bn(x), 1.5), NOTHING),
     "shared": (lambda self, x: F.relu(self.bn(F.relu(self.bn(x)))), NOTHING),
-    "the norm's input is overwritten": (lambda self, x: self._overwritten(self.conv(x)), NOTHING),
+    "into itself": (lambda self, x: self._into(self.bn(self.conv(x)), x), BOTH),
+    "into the input": (lambda self, x: self._into(x * 1, self.bn(self.conv(x))), NOTHING),
+    "an alias of what changes": (lambda self, x: self._alias(self.bn(self.conv(x)), x), RELU),
     "dropout": (lambda self, x: F.relu(self.bn(F.dropout(x, 0.0, self.training))), NOTHING),
     "training": (lambda self, x: self._training(x), NOTHING),
     "shape": (lambda self, x: F.relu(self.bn(x)) if x.shape[0] > 1 else x, NOTHING),
@@ -246,10 +254,17 @@ def _two(self: Any, y: torch.Tensor) -> torch.Tensor:
     return F.relu(y) + torch.tanh(y)
 
 
-def _overwritten(self: Any, y: torch.Tensor) -> torch.Tensor:
-    found = self.bn(y.detach())
-    y.detach().mul_(2)
-    return F.relu(found + y)
+def _into(self: Any, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    y += z
+    return F.relu(y)
+
+
+def _alias(self: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    y = torch.relu(y)
+    total = self.conv(x)
+    before = total
+    total += y
+    return before * 2
 
 
 def _training(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -274,5 +289,5 @@ def _counts(self: Any, x: torch.Tensor) -> torch.Tensor:
     return F.relu(self.bn(x))
 
 
-for _helper in (_twice, _two, _overwritten, _training, _none, _no_grad, _counts):
+for _helper in (_twice, _two, _into, _alias, _training, _none, _no_grad, _counts):
     setattr(Around, _helper.__name__, _helper)

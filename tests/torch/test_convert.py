@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import pickle
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,7 +80,7 @@ def check_equal(mine: nn.Module, native: nn.Module, x: torch.Tensor, close: Any 
             assert (a is None) == (b is None)
             if a is not None:
                 assert a.dtype == b.dtype
-                scale = max(1.0, float(b.abs().max()))
+                scale = max(1.0, float(b.detach().abs().max()))
                 torch.testing.assert_close(a / scale, b / scale, **close)
     check_state(mine, native, close)
 
@@ -159,6 +161,52 @@ def test_a_fused_call_is_one_call() -> None:
     torch.testing.assert_close(traced.eval()(x), model.eval()(x))
 
 
+class Rewritten(nn.Module):
+    """Writes into what a norm read before it adds to what the norm made of it."""
+
+    def __init__(self, write: Any) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.inner = Writer()
+        self.write = write
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(x)
+        return y + self.write(self, x)
+
+
+class Writer(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(3)
+
+
+def _iadd(self: Any, x: torch.Tensor) -> torch.Tensor:
+    x += 1
+    return x
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda self, x: self.relu(x),
+        lambda self, x: self.inner(x),
+        lambda self, x: x.mul_(2),
+        lambda self, x: F.relu(x, True),
+        lambda self, x: torch.relu_(x.view(-1)).view(x.shape),
+        lambda self, x: torch.sigmoid(x, out=x),
+        _iadd,
+    ],
+)
+def test_a_norm_whose_input_is_overwritten_does_not_wait(write: Any) -> None:
+    native = disturb(Rewritten(write)).eval()
+    model, report = convert(copy.deepcopy(native))
+    assert "may be written to" in report["bn"].not_fused
+    x = torch.randn(2, 4, 3, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x.clone()), native(x.clone()), **CLOSE)
+
+
 REFUSED = {
     "dropout": "self.training",
     "training": "self.training",
@@ -203,8 +251,6 @@ def test_an_optional_argument_is_not_decided() -> None:
 
 
 def test_random_numbers_are_as_if_nothing_was_traced() -> None:
-    import random
-
     random.seed(5)
     expected = random.random()  # noqa: S311
     random.seed(5)
@@ -373,7 +419,9 @@ def test_hooks_run_and_are_removed_as_before() -> None:
         model.bn1.register_forward_hook(lambda *_: seen.append("norm")),
         model.layer1[0].register_forward_hook(lambda *_: seen.append("block")),
         model.layer1[0].relu.register_forward_hook(lambda *_: seen.append("relu")),
-        model.layer1[0].bn2.register_full_backward_hook(lambda *_: seen.append("backward")),
+        model.layer1[1]
+        .downsample[1]
+        .register_full_backward_hook(lambda *_: seen.append("backward")),
     ]
     native = disturb(copy.deepcopy(model))
     model.load_state_dict(native.state_dict())
@@ -409,7 +457,9 @@ def test_subclasses_only_where_they_change_nothing() -> None:
     model, report = convert(copy.deepcopy(native))
     assert [record.replaced for record in report.norms] == [True, False, False, False, False]
     reasons = [record.reason for record in report.norms[1:]]
-    for reason, part in zip(reasons, ["defines forward", "replaced", "weight", "momentum"]):
+    for reason, part in zip(
+        reasons, ["defines forward", "replaced", "weight", "momentum"], strict=True
+    ):
         assert part in reason
     assert "as it was: class Loud defines forward" in str(report)
     assert [type(m) for m in model][1:] == [type(m) for m in native][1:]
@@ -464,11 +514,18 @@ def test_channels_last() -> None:
 
 
 def test_lazy_norms_before_their_first_input() -> None:
-    native = nn.Sequential(nn.Linear(3, 4), nn.LazyBatchNorm1d(momentum=0.3), nn.ReLU())
-    model, report = convert(copy.deepcopy(native))
-    assert report["1"].fused == "relu"
-    assert repr(revert(copy.deepcopy(model))) == repr(native)
+    native, first, second = (
+        nn.Sequential(nn.Linear(3, 4), nn.LazyBatchNorm1d(momentum=0.3), nn.ReLU())
+        for _ in range(3)
+    )
+    assert repr(revert(convert(first).model)) == repr(native)
+    assert type(first[1]) is nn.LazyBatchNorm1d
     x = torch.randn(5, 3)
+    first(x)
+    assert type(first[1]) is nn.BatchNorm1d
+    model, report = convert(second)
+    assert report["1"].fused == "relu"
+    model[0].load_state_dict(native[0].state_dict())
     model.eval()(x), native.eval()(x)
     assert type(model[1]) is ours.BatchNorm1d
     check_equal(model, native, x)
@@ -554,7 +611,7 @@ def test_data_parallel() -> None:
 def wrapped(kind: str, tmp_path: Any) -> Iterator[nn.Module]:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
     if kind == "ScriptModule":
-        yield torch.jit.trace(model, torch.randn(3, 4))
+        yield torch.jit.trace(model.eval(), torch.randn(3, 4))
     elif kind == "OptimizedModule":
         yield torch.compile(model, backend="eager")
     else:
@@ -581,7 +638,7 @@ def test_wrapped_models_are_refused(kind: str, inside: bool, do: Any, tmp_path: 
 
 
 def test_what_is_no_module_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="expected a torch.nn.Module") as caught:
+    with pytest.raises(UnsupportedError, match=r"expected a torch\.nn\.Module") as caught:
         convert([nn.BatchNorm1d(4)])
     assert has_three_parts(caught.value)
 
@@ -635,13 +692,9 @@ def test_a_failure_on_the_way_leaves_everything(do: Any, monkeypatch: Any) -> No
     x = torch.randn(4, 3, 9, 9)
     expected, state = model.eval()(x), copy.deepcopy(model.state_dict())
     before = [(m, type(m), dict(vars(m))) for m in model.modules()]
-    target = "fusion.fuse" if do is convert else "convert.become_native"
-    real, calls = getattr(__import__("homeostat.torch", fromlist=["x"]), "x", None), []
-    module, name = target.split(".")
-    import importlib
-
+    module, name = ("fusion", "fuse") if do is convert else ("convert", "become_native")
     place = importlib.import_module(f"homeostat.torch.{module}")
-    real = getattr(place, name)
+    real, calls = getattr(place, name), []
 
     def failing(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -667,7 +720,7 @@ def test_the_report() -> None:
         "name          was          now        fused            not fused because",
         "stem.bn       BatchNorm2d  homeostat  leaky_relu(0.1)",
     ]
-    with pytest.raises(KeyError, match="stem.bn"):
+    with pytest.raises(KeyError, match=r"stem\.bn"):
         report["stem"]
     with pytest.raises(AttributeError):
         report.norms[0].name = "other"
@@ -691,12 +744,18 @@ def published(name: str) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(("name", "fused"), [("resnet", {"relu"}), ("mobilenet", {""})])
-def test_networks_of_transformers(name: str, fused: set[str]) -> None:
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_networks_of_transformers(name: str) -> None:
+    """In float64, too, where 52 norms in a row do not multiply roundings."""
     native = disturb(published(name))
     model, report = convert(copy.deepcopy(native))
     assert set(kinds(model)) == {ours.BatchNorm2d}
-    assert fused <= {record.fused for record in report.norms}
-    check_equal(model, native, torch.randn(4, 3, 64, 64))
-    check_equal(copied(model, "pickle"), native, torch.randn(4, 3, 64, 64))
+    assert bool(report.fused) is (name == "mobilenet")
+    x = torch.randn(4, 3, 32, 32)
+    for training in (False, True):
+        y, expected = model.train(training)(x).logits, native.train(training)(x).logits
+        torch.testing.assert_close(y, expected, **CLOSE)
+    check_state(model, native)
+    check_equal(copied(model, "pickle"), native, x)
+    check_equal(model.double(), native.double(), x.double(), {"rtol": 1e-9, "atol": 1e-9})
     assert repr(revert(model)) == repr(native)

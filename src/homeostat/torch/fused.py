@@ -45,6 +45,8 @@ def add_residual(norm: State, x: Any, residual: Any, in_place: bool = False) -> 
     activation = norm.spec.fused_activation
     if activation is None:
         return y
+    if activation.name == "relu":
+        return functional.relu(y)
     return functional.leaky_relu(y, activation.negative_slope)
 
 

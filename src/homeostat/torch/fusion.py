@@ -14,6 +14,7 @@ from homeostat.torch.patterns import (
     activation_of_module,
     add_of,
     has_hooks,
+    is_identity,
     may_wait,
     told,
 )
@@ -182,6 +183,10 @@ class Fusion:
     ) -> None:
         """Move what follows a node into the norm that it ends with, or raise Refused."""
         user = _only_user(node)
+        while is_identity(user, owner):
+            user.replace_all_uses_with(node)
+            node.graph.erase_node(user)
+            user = _only_user(node)
         added = add_of(user, node)
         activation = activation_of(user, owner) if added is None else None
         if isinstance(added, str):

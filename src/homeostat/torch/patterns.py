@@ -32,6 +32,14 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(hooks)
 
 
+def is_identity(node: fx.Node, owner: nn.Module) -> bool:
+    """Return whether a node calls what does nothing, as disabled layers are written."""
+    if node.op != "call_module":
+        return False
+    module = owner.get_submodule(str(node.target))
+    return type(module) is nn.Identity and not has_hooks(module)
+
+
 def activation_of_module(module: nn.Module) -> Any:
     """Return the activation that a module is, as batch norms take it, or None."""
     if has_hooks(module):

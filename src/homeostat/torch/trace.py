@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
 import inspect
 import itertools
+import operator
 import random
 import sys
 from collections.abc import Iterator
@@ -47,7 +49,7 @@ def own_graph(module: nn.Module) -> fx.Graph:
     """
     _check_signature(module)
     before = Snapshot(module)
-    numbers = random.getstate(), np.random.get_state()
+    numbers, more = random.getstate(), np.random.get_state()
     try:
         graphs = []
         for training in (True, False):
@@ -56,12 +58,13 @@ def own_graph(module: nn.Module) -> fx.Graph:
             graphs.append(_traced(module))
             if before.differs(but=("training",)):
                 raise Refused("its forward changes the module")
-        if repr(numbers) != repr((random.getstate(), np.random.get_state())):
+        same = map(np.array_equal, more, np.random.get_state())
+        if random.getstate() != numbers or not all(same):
             raise Refused("its forward draws random numbers")
     finally:
         before.restore()
-        random.setstate(numbers[0])
-        np.random.set_state(numbers[1])
+        random.setstate(numbers)
+        np.random.set_state(more)
     if str(graphs[0]) != str(graphs[1]):
         raise Refused("its forward depends on self.training")
     return graphs[0]
@@ -81,19 +84,36 @@ def _check_signature(module: nn.Module) -> None:
 
 
 def _traced(module: nn.Module) -> fx.Graph:
-    codes: list[tuple[CodeType, set[str]]] = []
+    tracer = _Tracer()
     try:
-        with _NoTensors(), _calls_of_users(codes):
-            graph = _Tracer().trace(module)
+        graph = tracer.trace(module)
     except Refused:
         raise
     except Exception as error:
         # Whatever the user's code raises on a proxy.
         first = str(error).strip().partition("\n")[0]
         raise Refused(f"torch.fx cannot trace it: {first or type(error).__name__}") from error
-    for code, proxies in codes:
-        _check_questions(code, proxies)
+    for code, proxies in tracer.codes:
+        question = _question(code, proxies)
+        if question:
+            raise Refused(f"its forward asks {question}")
     return graph
+
+
+class _Proxy(fx.Proxy):
+    """Records ``x += y`` as what it is; to `fx.Proxy` it is ``x = x + y``."""
+
+
+def _in_place(function: Any) -> Any:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in ("add", "and", "floordiv", "lshift", "matmul", "mod", "mul", "or", "pow", "rshift",
+              "sub", "truediv", "xor"):  # fmt: skip
+    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"__i{_name}__")))
 
 
 class _Tracer(fx.Tracer):
@@ -102,9 +122,22 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.modes = _modes()
+        self.codes: list[tuple[CodeType, frozenset[str]]] = []
+
+    def create_args_for_root(self, *arguments: Any, **named: Any) -> Any:
+        forward, proxies = super().create_args_for_root(*arguments, **named)
+
+        def watched(*given: Any) -> Any:
+            with _NoTensors(), _calls_of_users(self.codes):
+                return forward(*given)
+
+        return watched, proxies
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def create_node(self, *arguments: Any, **named: Any) -> fx.Node:
         if _modes() != self.modes:
@@ -130,31 +163,33 @@ class _NoTensors(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _calls_of_users(codes: list[tuple[CodeType, set[str]]]) -> Iterator[None]:
+def _calls_of_users(codes: list[tuple[CodeType, frozenset[str]]]) -> Iterator[None]:
     """Collect the code that runs outside of torch, with its arguments that are proxies."""
 
     def note(frame: Any, event: str, _: Any) -> None:
         if event == "call" and _top(frame.f_globals.get("__name__", "")) not in _NOT_USERS:
             proxies = {k for k, v in frame.f_locals.items() if isinstance(v, fx.Proxy)}
-            codes.append((frame.f_code, proxies))
+            codes.append((frame.f_code, frozenset(proxies)))
 
     before = sys.getprofile()
     sys.setprofile(note)
     try:
         yield
     finally:
-        sys.setprofile(before)
+        # A profiler written in C comes back by its own door alone.
+        getattr(before, "enable", lambda: sys.setprofile(before))()
 
 
 def _top(module: str) -> str:
     return module.partition(".")[0]
 
 
-def _check_questions(code: CodeType, proxies: set[str]) -> None:
-    """Refuse code that asks what an argument is, which a proxy answers for no tensor."""
+@functools.lru_cache
+def _question(code: CodeType, proxies: frozenset[str]) -> str:
+    """Return what code asks that a proxy, or another mode, would answer in another way; or ""."""
     modes = sorted(_MODES & set(code.co_names))
-    if modes:
-        raise Refused(f"its forward asks {modes[0]}")
+    if modes or not proxies:
+        return modes[0] if modes else ""
     instructions = list(dis.get_instructions(code))
     for i, instruction in enumerate(instructions):
         name = instruction.opname
@@ -166,7 +201,8 @@ def _check_questions(code: CodeType, proxies: set[str]) -> None:
             continue
         asked = proxies & {local for other in near for local in _locals_of(other)}
         if asked:
-            raise Refused(f"its forward asks what kind of thing {asked.pop()} is")
+            return f"what kind of thing {min(asked)} is"
+    return ""
 
 
 def _locals_of(instruction: dis.Instruction) -> tuple[str, ...]:
