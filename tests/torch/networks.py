@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 
 class BasicBlock(nn.Module):
@@ -238,6 +239,14 @@ CASES: dict[str, tuple[Any, tuple[Any, bool]]] = {
     "random": (lambda self, x: F.relu(self.bn(x)) if random.random() < 2 else x, NOTHING),  # noqa: S311
     "no_grad": (lambda self, x: self._no_grad(x), NOTHING),
     "counts": (lambda self, x: self._counts(x), NOTHING),
+    "checkpoint": (
+        lambda self, x: checkpoint(F.relu, self.bn(x), use_reentrant=False),
+        NOTHING,
+    ),
+    "buffer": (lambda self, x: F.relu(self.bn(x)) + self.bn2.running_mean.sum(), RELU),
+    "parameter": (lambda self, x: F.relu(self.bn(x * self.conv.bias.view(1, -1, 1, 1))), RELU),
+    "two outputs": (lambda self, x: {"y": F.relu(self.bn(x)), "z": x.max(1)[0]}, RELU),
+    "item assignment": (lambda self, x: self._assigned(x), NOTHING),
     "new tensor": (lambda self, x: F.relu(self.bn(x)) * torch.ones(()), NOTHING),
     "number of a parameter": (
         lambda self, x: F.relu(self.bn(x)) * float(self.bn.weight.detach().sum()),
@@ -267,6 +276,12 @@ def _alias(self: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return before * 2
 
 
+def _assigned(self: Any, x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    x[:, 0] = 0
+    return F.relu(self.bn(x))
+
+
 def _training(self: Any, x: torch.Tensor) -> torch.Tensor:
     y = self.bn(x)
     return F.relu(y) if self.training else y
@@ -289,5 +304,5 @@ def _counts(self: Any, x: torch.Tensor) -> torch.Tensor:
     return F.relu(self.bn(x))
 
 
-for _helper in (_twice, _two, _into, _alias, _training, _none, _no_grad, _counts):
+for _helper in (_twice, _two, _into, _alias, _assigned, _training, _none, _no_grad, _counts):
     setattr(Around, _helper.__name__, _helper)

@@ -217,6 +217,8 @@ REFUSED = {
     "no_grad": "sets a mode",
     "counts": "changes the module",
     "new tensor": "aten.ones",
+    "checkpoint": "torch.utils.checkpoint",
+    "item assignment": "item assignment",
     "relu6": "relu6 follows",
     "alpha two": "alpha=2",
     "number": "a number",
@@ -746,16 +748,18 @@ def published(name: str) -> nn.Module:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
 def test_networks_of_transformers(name: str) -> None:
-    """In float64, too, where 52 norms in a row do not multiply roundings."""
+    """Gradients through the 52 norms of one, which multiply every rounding, in float64."""
     native = disturb(published(name))
     model, report = convert(copy.deepcopy(native))
     assert set(kinds(model)) == {ours.BatchNorm2d}
-    assert bool(report.fused) is (name == "mobilenet")
+    assert bool(report.fused) is (name == "resnet")
     x = torch.randn(4, 3, 32, 32)
     for training in (False, True):
         y, expected = model.train(training)(x).logits, native.train(training)(x).logits
         torch.testing.assert_close(y, expected, **CLOSE)
     check_state(model, native)
-    check_equal(copied(model, "pickle"), native, x)
+    if name == "resnet":
+        check_equal(model, native, x)
+    assert repr(revert(copied(model, "pickle"))) == repr(native)
+    native.load_state_dict(model.state_dict())
     check_equal(model.double(), native.double(), x.double(), {"rtol": 1e-9, "atol": 1e-9})
-    assert repr(revert(model)) == repr(native)

@@ -103,6 +103,11 @@ def fuse(module: nn.Module, graph: fx.Graph, norms: tuple[str, ...]) -> None:
     module.__class__ = _class(cls, code.src, modules, others, norms)
 
 
+def kind_of(module: nn.Module) -> str:
+    """Return the name of a module's class, which of a fused one is the user's."""
+    return (module.original if isinstance(module, Fused) else type(module)).__name__
+
+
 def can_fuse(module: nn.Module) -> bool:
     """Return whether a module is pickled in the ordinary way, which a fused one needs."""
     cls = type(module)

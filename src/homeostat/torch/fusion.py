@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from homeostat.torch.fused import Absorbed, Fused, add_residual, can_fuse, fuse
+from homeostat.torch.fused import Absorbed, Fused, add_residual, can_fuse, fuse, kind_of
 from homeostat.torch.patterns import (
     activation_of,
     activation_of_module,
@@ -92,7 +92,7 @@ class Fusion:
     def _why_no_call(self, name: str) -> str:
         while name:
             name = name.rpartition(".")[0]
-            kind = type(self.model.get_submodule(name)).__name__
+            kind = kind_of(self.model.get_submodule(name))
             if name in self.refused:
                 return f"no graph of {kind}: {self.refused[name]}"
             if name in self.graphs:
@@ -109,8 +109,13 @@ class Fusion:
             chain.append(children[-1])
         return chain if id(chain[-1]) in self.outcomes else []
 
-    def _refusal(self, chain: list[nn.Module], within: str) -> str:
-        """Return why nothing may move into the norm at a chain's end; "" where it may."""
+    def _refusal(self, chain: list[nn.Module], *around: str) -> str:
+        """Return why nothing may move into the norm at a chain's end; "" where it may.
+
+        Args:
+            chain: of `_tail`.
+            around: names of the modules that apply the chain and what follows one after the other.
+        """
         for part in chain:
             if has_hooks(part):
                 return f"{type(part).__name__} has hooks"
@@ -120,7 +125,7 @@ class Fusion:
                 return f"{type(part).__name__} is called more than once"
         if chain[-1].__dict__["activation"] is not None:
             return "it has an activation"
-        return self._reached([self.names[id(part)] for part in chain] + [within])
+        return self._reached([*(self.names[id(part)] for part in chain), *around])
 
     def _reached(self, names: list[str]) -> str:
         """Return which module without a graph takes one of the named modules out of another."""
@@ -131,7 +136,7 @@ class Fusion:
                 others, uncalled = self.reads.get(outer, ((), ()))
                 direct = depth == len(above)
                 if not key.isdigit() and key in (uncalled if direct else others):
-                    kind = type(self.model.get_submodule(outer)).__name__
+                    kind = kind_of(self.model.get_submodule(outer))
                     return f"{kind}, which has no graph, reads .{key}"
         return ""
 
@@ -168,7 +173,7 @@ class Fusion:
                 continue
             outcome = self.outcomes[id(chain[-1])]
             try:
-                self._move(node, owner, chain, name, outcome)
+                self._move(node, owner, chain, outcome)
             except Refused as refused:
                 outcome.reason = str(refused)
             else:
@@ -179,7 +184,7 @@ class Fusion:
             fuse(owner, graph, tuple(moved))
 
     def _move(
-        self, node: fx.Node, owner: nn.Module, chain: list[nn.Module], name: str, outcome: Outcome
+        self, node: fx.Node, owner: nn.Module, chain: list[nn.Module], outcome: Outcome
     ) -> None:
         """Move what follows a node into the norm that it ends with, or raise Refused."""
         user = _only_user(node)
@@ -198,8 +203,8 @@ class Fusion:
             )
         home = self.names[id(chain[0])].rpartition(".")[0]
         if home in self.refused:
-            raise Refused(f"{type(self.model.get_submodule(home)).__name__} may call it too")
-        refusal = self._refusal(chain, name)
+            raise Refused(f"{kind_of(self.model.get_submodule(home))} may call it too")
+        refusal = self._refusal(chain)
         if refusal:
             raise Refused(refusal)
         if not can_fuse(owner):

@@ -31,6 +31,8 @@ _ASKS = {"isinstance", "hasattr", "type", "is_tensor", "callable"}
 _MODES = {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled"}
 
 
+# What changes how a backward goes, and leaves no node.
+_AROUND = {"torch.utils.checkpoint", "torch.autograd.graph"}
 _NOT_USERS = {"torch", "homeostat"}
 
 
@@ -100,7 +102,7 @@ def _traced(module: nn.Module) -> fx.Graph:
     return graph
 
 
-class _Proxy(fx.Proxy):
+class Proxy(fx.Proxy):
     """Records ``x += y`` as what it is; to `fx.Proxy` it is ``x = x + y``."""
 
 
@@ -113,7 +115,7 @@ def _in_place(function: Any) -> Any:
 
 for _name in ("add", "and", "floordiv", "lshift", "matmul", "mod", "mul", "or", "pow", "rshift",
               "sub", "truediv", "xor"):  # fmt: skip
-    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"__i{_name}__")))
+    setattr(Proxy, f"__i{_name}__", _in_place(getattr(operator, f"__i{_name}__")))
 
 
 class _Tracer(fx.Tracer):
@@ -137,7 +139,7 @@ class _Tracer(fx.Tracer):
         return True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     def create_node(self, *arguments: Any, **named: Any) -> fx.Node:
         if _modes() != self.modes:
@@ -167,7 +169,12 @@ def _calls_of_users(codes: list[tuple[CodeType, frozenset[str]]]) -> Iterator[No
     """Collect the code that runs outside of torch, with its arguments that are proxies."""
 
     def note(frame: Any, event: str, _: Any) -> None:
-        if event == "call" and _top(frame.f_globals.get("__name__", "")) not in _NOT_USERS:
+        name = frame.f_globals.get("__name__", "")
+        if event != "call":
+            return
+        if name in _AROUND:
+            raise Refused(f"its forward uses {name}")
+        if _top(name) not in _NOT_USERS:
             proxies = {k for k, v in frame.f_locals.items() if isinstance(v, fx.Proxy)}
             codes.append((frame.f_code, frozenset(proxies)))
 
