@@ -369,6 +369,37 @@ def test_tied_norms_stay_tied_and_apart() -> None:
     check_equal(model, native, torch.randn(6, 4))
 
 
+def test_a_norm_that_another_module_calls_unseen_is_left() -> None:
+    seen, unseen = around(CASES["functional"][0])(), around(CASES["training"][0])()
+    unseen.bn = seen.bn
+    native = disturb(nn.Sequential(seen, unseen))
+    model, report = convert(copy.deepcopy(native))
+    assert "in the model more than once" in report["0.bn"].not_fused
+    check_equal(model, native, torch.randn(4, 4, 3, 3))
+
+
+class Walking(nn.Module):
+    """Takes its blocks in turn, each by a call, in a way that torch.fx does not follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1 = BasicConv(4, 4)
+        self.block2 = BasicConv(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in (self.block1, self.block2):
+            x = block(x) if x.shape[0] > 1 else x
+        return x
+
+
+def test_blocks_of_a_model_that_cannot_be_traced_are_fused() -> None:
+    native = disturb(Walking())
+    model, report = convert(copy.deepcopy(native))
+    assert [record.fused for record in report.norms] == ["leaky_relu(0.1)"] * 2
+    assert type(model) is Walking
+    check_equal(model, native, torch.randn(4, 4, 3, 3))
+
+
 class Reaching(nn.Module):
     """Calls the inside of its blocks, one call in a way that torch.fx does not follow."""
 
