@@ -777,7 +777,7 @@ def published(name: str) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+@pytest.mark.parametrize("name", ["resnet", pytest.param("mobilenet", marks=pytest.mark.slow)])
 def test_networks_of_transformers(name: str) -> None:
     """Gradients through the 52 norms of one, which multiply every rounding, in float64."""
     native = disturb(published(name))
