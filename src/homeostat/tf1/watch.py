@@ -55,14 +55,26 @@ def watch_updates(
     if check == "off" and not fix:
         yield
         return
-    original, watch = _SESSION.run, _Watch(check, fix, say or _warn)
+    with before_every_run(_Watch(check, fix, say or _warn).forgotten):
+        yield
+
+
+@contextmanager
+def before_every_run(ask: Callable[[Any, Any], list[Any]]) -> Iterator[None]:
+    """Ask before everything that any session runs inside the ``with`` block.
+
+    Args:
+        ask: takes a session's graph and fetches; returns what to run with them. What it raises,
+            `Session.run` raises.
+    """
+    original = _SESSION.run
 
     @functools.wraps(original)
     def run(self: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
-        forgotten = watch.forgotten(self.graph, fetches)
-        if not forgotten:
+        besides = ask(self.graph, fetches)
+        if not besides:
             return original(self, fetches, *rest, **named)
-        return original(self, [fetches, forgotten], *rest, **named)[0]
+        return original(self, [fetches, besides], *rest, **named)[0]
 
     _SESSION.run = run
     try:
@@ -86,11 +98,7 @@ class _Watch:
 
     def forgotten(self, graph: Any, fetches: Any) -> list[Any]:
         """Return the updates to run with some fetches, having said what there is to say."""
-        try:
-            operations = frozenset(_operations(graph, fetches))
-        except (KeyError, TypeError, ValueError):
-            # Session.run says it better.
-            return []
+        operations = operations_in(graph, fetches)
         with self._lock:
             found = self._found_in(graph)
             if operations not in found.missing:
@@ -133,6 +141,15 @@ def _refusal(missing: tuple[BatchNormCall, ...]) -> str:
 
 def _warn(text: str) -> None:
     warnings.warn(text, MissingUpdatesWarning, stacklevel=5)
+
+
+def operations_in(graph: Any, fetches: Any) -> frozenset[Any]:
+    """Return the operations of what a session was asked to run; none if it cannot run that."""
+    try:
+        return frozenset(_operations(graph, fetches))
+    except (KeyError, TypeError, ValueError):
+        # Session.run says it better.
+        return frozenset()
 
 
 def _operations(graph: Any, fetches: Any) -> Iterator[Any]:
