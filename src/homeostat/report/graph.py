@@ -82,6 +82,6 @@ def _updates(layer: LayerRow) -> str:
     if not layer.is_batch_norm:
         return ""
     if not layer.updates:
-        return "none"
+        return layer.verdict or "none"
     color = _COLORS.get(layer.verdict, "default")
     return f"{len(layer.updates)}, [{color}]{layer.verdict}[/]"

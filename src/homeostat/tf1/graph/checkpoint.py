@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 
 from homeostat.errors import DataError
-from homeostat.tf1.graph.records import LayerRow
+from homeostat.tf1.graph.records import UNKNOWN, LayerRow
 from homeostat.tf1.graph.stored import StoredGraph
 from homeostat.tf1.graph.variables import (
     Variable,
@@ -31,8 +31,9 @@ def prefix_of(path: Path) -> Path | None:
         DataError: the folder's file ``checkpoint`` names none.
     """
     if (path / "checkpoint").is_file():
-        newest = tf.train.latest_checkpoint(str(path))
-        if newest is None:
+        state = tf.train.get_checkpoint_state(str(path))
+        newest = state.model_checkpoint_path if state is not None else ""
+        if not newest or not (tf.train.checkpoint_exists(newest) or _meta(Path(newest)).is_file()):
             raise DataError(
                 f"{path / 'checkpoint'} names no checkpoint that is there: expected the files of "
                 "the newest beside it. Give one by its prefix, such as model.ckpt-1000."
@@ -74,8 +75,8 @@ def stored_layers(prefix: Path) -> tuple[LayerRow, ...]:
         shapes = tf.train.load_checkpoint(str(prefix)).get_variable_to_shape_map()
     except (tf.errors.OpError, RuntimeError, ValueError) as error:
         raise DataError(
-            f"{prefix} cannot be read: expected a checkpoint as tf.train.Saver writes it. Check "
-            f"that all its files are there and whole. TensorFlow says: {error}"
+            f"{prefix} cannot be read, {error}: expected a checkpoint as tf.train.Saver writes "
+            "it. Check that all its files are there and whole."
         ) from error
     variables = without_slots(
         Variable(name.removesuffix(_ATTRIBUTE), tuple(shape))
@@ -88,7 +89,7 @@ def stored_layers(prefix: Path) -> tuple[LayerRow, ...]:
             "checkpoint."
         )
     return tuple(
-        LayerRow(name, kind_by_names(name, members), None, parameters_of(members))
+        LayerRow(name, kind_by_names(name, members), None, parameters_of(members), verdict=UNKNOWN)
         for name, members in layers_of(variables).items()
     )
 

@@ -28,7 +28,9 @@ from homeostat.tf1.updates import UpdateReport, report_on
 from homeostat.tf1.walk import operation_of
 
 
-def describe_graph(graph: Any = None, *, title: str = "graph", steps: Sequence[Step] = ()) -> Any:
+def describe_graph(
+    graph: Any = None, *, title: str = "graph", steps: Sequence[Step] = ()
+) -> GraphReport:
     """Say what layers a graph has and whether its training ops update its batch norms.
 
     Args:

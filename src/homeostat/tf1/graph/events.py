@@ -92,8 +92,8 @@ def write_graphs(folder: Path, graphs: list[tuple[Any, GraphReport]]) -> None:
             _write(folder / f"graph-{number}" if len(graphs) > 1 else folder, graph, report)
     except (OSError, tf.errors.OpError, ValueError) as error:
         raise DataError(
-            f"the graph cannot be written to {folder}: expected a folder to write to, and a graph "
-            f"of less than 2 GB. Choose another with --out. The reason: {error}"
+            f"the graph cannot be written to {folder}, {error}: expected a folder to write to, and "
+            "a graph of less than 2 GB. Choose another folder with --out."
         ) from error
 
 

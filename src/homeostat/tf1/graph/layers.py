@@ -158,7 +158,7 @@ def _belongs(name: str, variable: Variable) -> bool:
 
 
 def _place(layers: dict[str, _Layer], forward: Sequence[Any], variables: set[str]) -> None:
-    """Find for each layer where it begins and what of it is used outside: its output."""
+    """Find for each layer where it begins, and its output: what is last of what is used outside."""
     homes: dict[str, str] = {}
 
     def home(operation: Any) -> str:
@@ -167,26 +167,29 @@ def _place(layers: dict[str, _Layer], forward: Sequence[Any], variables: set[str
             homes[scope] = _innermost(scope, layers, variables)
         return homes[scope]
 
-    numbers = {operation: number for number, operation in enumerate(forward)}
-    for operation in forward:
+    inside = set(forward)
+    used_outside = {
+        tensor.op
+        for operation in forward
+        if not assigns(operation)
+        for tensor in operation.inputs
+        if tensor.op in inside and home(tensor.op) != home(operation)
+    }
+    best: dict[str, tuple[bool, bool, int]] = {}
+    for number, operation in enumerate(forward):
         name = home(operation)
-        if name and layers[name].first is None and operation.type not in VARIABLES:
-            layers[name].first = numbers[operation]
-        if assigns(operation):
+        if not name or operation.type in VARIABLES or assigns(operation):
             continue
-        for tensor in operation.inputs:
-            inner = home(tensor.op)
-            if not inner or inner == name or tensor.op not in numbers:
-                continue
-            layer = layers[inner]
-            if tensor.op.type not in VARIABLES and tensor.shape.rank != 0:
-                before = -1 if layer.output is None else numbers[layer.output]
-                layer.output = max((numbers[tensor.op], tensor.op), (before, layer.output))[1]
+        layer, rank = layers[name], next((each.shape.rank for each in operation.outputs), 0)
+        layer.first = number if layer.first is None else layer.first
+        key = (operation in used_outside, rank is None or rank > 1, number)
+        if (key[0] or key[1]) and key > best.get(name, (False, False, -1)):
+            best[name], layer.output = key, operation
+    numbers = {operation: number for number, operation in enumerate(forward)}
     for layer in layers.values():
-        if layer.main is not None and (layer.first is None or not layer.output):
-            layer.first = numbers[layer.main]
-        elif layer.first is None and layer.variables:
-            layer.first = numbers.get(layer.variables[0].op, 0)
+        if layer.first is None:
+            begin = layer.main or layer.variables[0].op
+            layer.first = numbers.get(begin, 0)
 
 
 def _innermost(scope: str, layers: dict[str, _Layer], variables: set[str]) -> str:

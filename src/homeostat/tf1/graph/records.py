@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RUN, NOT_RUN, REPEATED = "run", "not run", "repeated"
-NO_STEP, UNUSED = "no training op", "not trained"
+NO_STEP, UNUSED, UNKNOWN = "no training op", "not trained", "not known"
 """What training ops do with a batch norm's updates."""
 
 
@@ -21,7 +21,7 @@ class LayerRow:
             shape is not known.
         made_at: the user's line that made it, "file:line"; "" where nobody knows.
         updates: names of the operations that update its statistics.
-        verdict: what training ops do with them, one of the constants above; "" for no updates.
+        verdict: what training ops do with them, one of the constants above; "" for none.
     """
 
     name: str

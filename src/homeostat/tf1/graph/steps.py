@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from homeostat.tf1.walk import assigns, assigns_gradients, operation_of, reached_by, variable_of
+from homeostat.tf1.walk import assigns, assigns_gradients, reached_by, variable_of
 
 _MOVES = re.compile(r"Assign(?:Add|Sub)|(?:Resource)?Scatter(?:Nd)?(?:Add|Sub)")
 _GRADIENTS = re.compile(r"(?:^|/)gradients(?:_\d+)?/")
@@ -105,9 +105,7 @@ def _comes_of_gradients(operation: Any) -> bool:
 
 def _last(graph: Any, operations: set[Any]) -> list[Any]:
     """Return what depends on some operations and has nothing that depends on it."""
-    declared = [operation_of(each) for each in graph.get_collection(tf.GraphKeys.TRAIN_OP)]
-    if declared and operations <= reached_by(declared):
-        return declared
+    # TRAIN_OP does not tell: it holds what minimize returned, not what was made of that.
     followers: dict[Any, list[Any]] = {}
     for operation in graph.get_operations():
         for source in (*(tensor.op for tensor in operation.inputs), *operation.control_inputs):
