@@ -272,6 +272,7 @@ def graph(
     opened = open_source(source, arguments or [], whole=whole)
     console = Console()
     for _, report in opened.graphs:
+        console.print(report.title, style="italic", highlight=False, markup=False)
         console.print(render_graph(report))
         for words in describe_in_words(report):
             console.print(words, highlight=False, markup=False)

@@ -17,13 +17,7 @@ _COLORS = {"run": "green", "not run": "red", "repeated": "yellow"}
 
 def render_graph(report: GraphReport) -> Table:
     """Return the layers of a graph as a rich table."""
-    table = Table(
-        title=escape(report.title),
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-    )
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("layer", overflow="fold", min_width=12)
     table.add_column("kind")
     table.add_column("output", overflow="fold")
