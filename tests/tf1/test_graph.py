@@ -150,6 +150,25 @@ def test_the_steps_of_a_gan(describe, updates):
     assert [each.splitlines()[0] for each in report.findings] == ["Training op G:"][updates:]
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_of_two_training_ops_the_worse_is_told(describe, first):
+    loss = network()
+    for updates in (first, not first):
+        minimize(loss, updates=updates, name=f"with_{updates}")
+    report = describe()
+    assert verdicts(report) == {"bn": (2, "not run")}
+    assert [each.splitlines()[0] for each in report.findings] == ["Training op with_False:"]
+
+
+def test_the_output_is_the_features_not_what_is_said_of_them(describe):
+    x = tf.placeholder(tf.float32, [4, 3])
+    flag = tf.placeholder_with_default(True, ())
+    y = tf.layers.batch_normalization(x, training=flag, name="bn")
+    tf.summary.histogram("mean", tf.get_default_graph().get_tensor_by_name("bn/cond/Merge_1:0"))
+    tf.train.MomentumOptimizer(0.1, 0.9).minimize(tf.reduce_mean(y))
+    assert [layer.output for layer in describe().layers] == [(4, 3)]
+
+
 def test_a_layer_that_is_called_twice(describe):
     y = tf.layers.dense(tf.placeholder(tf.float32, [None, 3]), 4)
     for _ in range(2):

@@ -62,6 +62,16 @@ def test_events_that_are_still_written_are_read_as_far_as_they_go(folder):
     assert report.layers[0].verdict == "not run"
 
 
+def test_of_several_graphs_the_newest_is_taken(folder):
+    with tf.Graph().as_default() as graph:
+        batch_norm(tf.constant(BATCH), "newer")
+        tf.summary.FileWriter(str(folder / "events" / "newer"), graph).close()
+    opened = open_source(folder / "events")
+    assert [layer.name for layer in opened.graphs[0][1].layers] == ["newer"]
+    (note,) = opened.notes
+    assert note.startswith("2 graphs were written; this is the newest, of 20")
+
+
 def test_a_checkpoint_of_tensorflow_2_tells_its_layers(tmp_path):
     with tf.Graph().as_default(), tf.Session() as session:
         root = tf.train.Checkpoint(
