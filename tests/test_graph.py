@@ -187,6 +187,28 @@ def test_what_a_failing_script_built_is_shown(tmp_path, out):
     assert rows(run.stdout)["dense"][0] == "dense"
 
 
+APART = """
+import tensorflow as tf
+h = tf.layers.dense(tf.zeros([2, 3]), 4)
+h = tf.layers.batch_normalization(h, training=True)
+step = tf.train.GradientDescentOptimizer(0.1).minimize(tf.reduce_mean(h))
+with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    session.make_callable(step)()
+    session.run(tf.get_collection(tf.GraphKeys.UPDATE_OPS))
+"""
+
+
+def test_updates_in_a_run_of_their_own_are_seen_in_the_whole_script(tmp_path, out):
+    script = tmp_path / "apart.py"
+    script.write_text(APART)
+    for options, code, verdict in (([], 1, "2, not run"), (["--whole"], 0, "2, run apart")):
+        run = run_homeostat("graph", "--out", str(out), *options, str(script))
+        assert run.returncode == code, run.stderr
+        assert rows(run.stdout)["batch_normalization"][3] == verdict
+        assert ("Stopped" in run.stdout) == (not options)
+
+
 def test_a_script_cannot_hold_on_by_catching_everything(tmp_path, out):
     script = tmp_path / "stubborn.py"
     script.write_text(

@@ -13,8 +13,10 @@ from homeostat import BatchNormSpec, Moments, RenormClipping, ShapeError, SpecEr
 from homeostat.moments import (
     Average,
     MovingStatistics,
+    RenormCorrection,
     advance,
     average_groups,
+    corrected,
     finite_channels,
     merge_all,
     renorm_correction,
@@ -248,6 +250,16 @@ def test_renorm_moves_standard_deviations() -> None:
     assert state.variance.tolist() == [3.0, 0.0]
     assert state.renorm_mean.tolist() == [0.5, 1.0]
     assert state.renorm_stddev.tolist() == [1.5, 1.0]
+
+
+def test_renorms_correction_goes_into_gamma_and_beta() -> None:
+    x_hat, gamma, beta = np.array([-1.0, 0.5]), np.array([2.0, 3.0]), np.array([0.25, 0.5])
+    correction = RenormCorrection(np.array([1.5, 0.5]), np.array([0.125, -1.0]))
+    for g, b in ((gamma, beta), (None, beta), (gamma, None), (None, None)):
+        scale, shift = corrected(g, b, correction)
+        z = x_hat * correction.r + correction.d
+        expected = z * (1.0 if g is None else g) + (0.0 if b is None else b)
+        np.testing.assert_array_equal(x_hat * scale + shift, expected)
 
 
 def test_renorms_variance_never_turns_negative() -> None:

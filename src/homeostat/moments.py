@@ -169,12 +169,18 @@ class Average:
             value: the batch's value.
             updates: how many values ``old`` has followed, floating where it is an array.
         """
+        if self.counts or self.momentum is None:
+            return old + self.change(old, value, updates)
+        return old * self.momentum + value * (1.0 - self.momentum)
+
+    def change(self, old: Array, value: Array, updates: Array = 0) -> Array:
+        """Return by how much one more value moves the statistic; see `step`."""
         if self.momentum is None:
-            return old + (value - old) / (updates + 1)
+            return (value - old) / (updates + 1)
         if self.zero_debias:
             weight = (1.0 - self.momentum) / (1.0 - self.momentum ** (updates + 1))
-            return old + (value - old) * weight
-        return old * self.momentum + value * (1.0 - self.momentum)
+            return (value - old) * weight
+        return (value - old) * (1.0 - self.momentum)
 
 
 class MovingStatistics(NamedTuple):
@@ -234,12 +240,41 @@ def advance(
     renorm = Average(spec.renorm_momentum)
     stddev = moved(average, state.stddev, xp.sqrt(variance + spec.epsilon))
     derived = stddev * stddev - spec.epsilon
+    derived = xp.where(derived > 0, derived, xp.zeros_like(derived))
     return new._replace(
-        variance=xp.where(derived > 0, derived, xp.zeros_like(derived)),
+        variance=xp.where(applied, derived, state.variance),
         stddev=stddev,
         renorm_mean=moved(renorm, state.renorm_mean, batch.mean),
         renorm_stddev=moved(renorm, state.renorm_stddev, xp.sqrt(batch.variance + spec.epsilon)),
     )
+
+
+def changes(
+    state: MovingStatistics, batch: Moments, spec: BatchNormSpec, xp: Any
+) -> MovingStatistics:
+    """Return by how much `advance` moves each statistic, in as few operations as that takes.
+
+    For frameworks whose variables are added to.
+
+    Args:
+        state: the statistics so far.
+        batch: the batch's moments.
+        spec: the batch norm's options.
+        xp: the array namespace.
+    """
+    if spec.renorm or state.updates is not None or state.skipped is not None:
+        new = advance(state, batch, spec, xp)
+        return MovingStatistics(
+            *(None if old is None else b - old for old, b in zip(state, new, strict=True))
+        )
+    applied, _ = _verdict(batch, spec, xp)
+    average = Average.of(spec)
+
+    def change(old: Array, value: Array) -> Array:
+        return xp.where(applied, average.change(old, value), xp.zeros_like(old))
+
+    variance = batch.sample_variance(xp) if spec.stored_variance == "sample" else batch.variance
+    return MovingStatistics(change(state.mean, batch.mean), change(state.variance, variance))
 
 
 def _verdict(batch: Moments, spec: BatchNormSpec, xp: Any) -> tuple[Array, Array]:
@@ -248,9 +283,11 @@ def _verdict(batch: Moments, spec: BatchNormSpec, xp: Any) -> tuple[Array, Array
     guarded = spec.nonfinite != "propagate"
     if guarded and isinstance(batch.count, int) and batch.count > 0:
         return finite, ~finite
+    filled = batch.count > 0
+    if guarded:
+        return finite & filled, ~finite & filled
     none = xp.zeros_like(finite)
-    filled = ~(none | (batch.count <= 0))
-    return (finite & filled, ~finite & filled) if guarded else (filled, none)
+    return none | filled, none
 
 
 class RenormCorrection(NamedTuple):
@@ -294,3 +331,19 @@ def renorm_correction(
         d = xp.where(d > clipping.dmax, clipping.dmax, d)
     known = xp.isfinite(r) & xp.isfinite(d)
     return RenormCorrection(xp.where(known, r, 1.0), xp.where(known, d, 0.0))
+
+
+def corrected(
+    gamma: Array | None, beta: Array | None, correction: RenormCorrection
+) -> tuple[Array, Array]:
+    """Return gamma * r and beta + gamma * d: (x_hat * r + d) * gamma + beta (Ioffe 2017).
+
+    Args:
+        gamma: of r's dtype, or None for 1.
+        beta: of d's dtype, or None for 0.
+        correction: renorm's r and d.
+    """
+    r, d = correction
+    if gamma is not None:
+        r, d = gamma * r, gamma * d
+    return r, d if beta is None else beta + d

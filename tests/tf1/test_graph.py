@@ -164,7 +164,8 @@ def test_the_output_is_the_features_not_what_is_said_of_them(describe):
     x = tf.placeholder(tf.float32, [4, 3])
     flag = tf.placeholder_with_default(True, ())
     y = tf.layers.batch_normalization(x, training=flag, name="bn")
-    tf.summary.histogram("mean", tf.get_default_graph().get_tensor_by_name("bn/cond/Merge_1:0"))
+    update, _ = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    tf.summary.histogram("change", getattr(update, "op", update).inputs[1])
     tf.train.MomentumOptimizer(0.1, 0.9).minimize(tf.reduce_mean(y))
     assert [layer.output for layer in describe().layers] == [(4, 3)]
 
@@ -246,6 +247,15 @@ def test_a_step_that_was_taken_counts_as_it_was_taken(graph):
     forgetful = step_of(graph, [train_op], "train.py:4")
     (finding,) = describe_graph(graph, steps=[forgetful]).findings
     assert finding.startswith("Training op Adam, run at train.py:4:\n")
+
+
+def test_updates_that_were_run_apart_are_not_forgotten(graph):
+    minimize(network())
+    mean, variance = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    report = describe_graph(graph, apart={mean, variance})
+    assert (verdicts(report), report.forgotten) == ({"bn": (2, "run apart")}, False)
+    assert report.findings == ()
+    assert describe_graph(graph, apart={mean}).forgotten
 
 
 def test_other_kinds_of_layers(describe):

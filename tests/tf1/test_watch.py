@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 
 import homeostat.tf1 as tf
@@ -26,6 +27,7 @@ from tests.tf1.steps import (
 Pair = namedtuple("Pair", "loss step")
 Fields = attrs.make_class("Fields", ["step", "loss"])
 RUN = tf.Session.run
+MAKE_CALLABLE = tf.Session.make_callable
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,7 @@ def graph() -> Iterator[tf.Graph]:
     with tf.Graph().as_default() as graph:
         yield graph
     assert tf.Session.run is RUN
+    assert tf.Session.make_callable is MAKE_CALLABLE
 
 
 def build(*, updates: bool = False) -> tuple[Any, Any, Any]:
@@ -136,6 +139,49 @@ def test_a_fix_moves_the_statistics_and_returns_what_was_asked(kind):
     assert text.endswith("They are run with this step all the same, as you asked for a fix.")
 
 
+def test_updates_may_run_apart_before_the_step():
+    x, _, step = build()
+    updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    with watch_updates("error"), started() as session:
+        # Half of them are not enough.
+        session.run(updates[:1], {x: BATCH})
+        with pytest.raises(MissingUpdatesError, match=r"Session\.run of their own"):
+            session.run(step, {x: BATCH})
+        session.run(updates, {x: BATCH})
+        session.run(step, {x: BATCH})
+
+
+def test_updates_that_another_step_runs_do_not_count_as_run_apart():
+    x, _, step = build()
+    updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+    with watch_updates("error"), started() as session:
+        session.run([step, updates], {x: BATCH})
+        with pytest.raises(MissingUpdatesError):
+            session.run(step, {x: BATCH})
+
+
+@pytest.mark.parametrize("fed", [False, True])
+def test_callables_are_watched_and_mended(fed):
+    x, loss, step = build()
+    data = tf.constant(BATCH)
+    if not fed:
+        tf.get_variable_scope().reuse_variables()
+        loss = loss_of(batch_norm(data))
+        step = minimize(loss)
+    feeds, values = ([x], (BATCH,)) if fed else (None, ())
+    with watch_updates("error"), started() as session, pytest.raises(MissingUpdatesError):
+        session.make_callable([step, loss], feeds)
+    told = []
+    with watch_updates(fix=True, say=told.append), started() as session:
+        run = session.make_callable([step, loss], feeds)
+        result = run(*values)
+        assert result[0] is None
+        assert result[1].shape == ()
+        assert moving(session) == MOVED
+        assert isinstance(session.make_callable(loss, feeds)(*values), np.floating)
+    assert len(told) == 1
+
+
 def test_a_fix_moves_them_as_the_two_lines_do():
     moved = []
     for updates in (True, False):
@@ -195,6 +241,7 @@ def test_the_watch_ends_with_its_block_even_after_an_error():
     with pytest.raises(MissingUpdatesError), watch_updates("error"), started() as session:
         session.run(step, {x: BATCH})
     assert tf.Session.run is RUN
+    assert tf.Session.make_callable is MAKE_CALLABLE
     with started() as session:
         session.run(step, {x: BATCH})
 
@@ -202,6 +249,7 @@ def test_the_watch_ends_with_its_block_even_after_an_error():
 def test_off_watches_nothing():
     with watch_updates("off"):
         assert tf.Session.run is RUN
+    assert tf.Session.make_callable is MAKE_CALLABLE
 
 
 def test_a_watched_graph_can_go():

@@ -13,8 +13,10 @@ from homeostat.layout import Layout, show
 from homeostat.moments import (
     Moments,
     MovingStatistics,
+    RenormCorrection,
     advance,
     average_groups,
+    corrected,
     renorm_correction,
 )
 
@@ -82,8 +84,8 @@ def _normalize(
 def _renormed(
     layer: Any, batch: Moments, gamma: Tensor | None, beta: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return gamma * r and beta + gamma * d: (x_hat * r + d) * gamma + beta."""
-    r, d = renorm_correction(
+    """Return gamma and beta with renorm's r and d in them."""
+    correction = renorm_correction(
         batch,
         value_of(layer.renorm_mean),
         value_of(layer.renorm_stddev),
@@ -91,11 +93,10 @@ def _renormed(
         layer.spec.clipping,
         namespace(),
     )
-    r, d = keras.ops.stop_gradient(r), keras.ops.stop_gradient(d)
-    if gamma is not None:
-        gamma = keras.ops.cast(gamma, r.dtype)
-        r, d = gamma * r, gamma * d
-    return r, d if beta is None else keras.ops.cast(beta, d.dtype) + d
+    correction = RenormCorrection(*(keras.ops.stop_gradient(each) for each in correction))
+    dtype = correction.r.dtype
+    gamma, beta = (None if c is None else keras.ops.cast(c, dtype) for c in (gamma, beta))
+    return corrected(gamma, beta, correction)
 
 
 def _ghost_batches(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from homeostat.tf1.graph.records import GraphReport, LayerRow
 
 MISSING = "–"
-_COLORS = {"run": "green", "not run": "red", "repeated": "yellow"}
+_COLORS = {"run": "green", "run apart": "green", "not run": "red", "repeated": "yellow"}
 
 
 def render_graph(report: GraphReport) -> Table:

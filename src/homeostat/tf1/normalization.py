@@ -13,7 +13,7 @@ from tf_keras.api._v1.keras.__internal__.legacy.layers import InputSpec, Layer
 
 from homeostat.errors import SpecError
 from homeostat.layout import Layout
-from homeostat.moments import MovingStatistics
+from homeostat.moments import MovingStatistics, changes
 from homeostat.spec import CONVENTIONS, BatchNormSpec
 from homeostat.tf1 import step
 from homeostat.tf1.records import record_call
@@ -258,21 +258,17 @@ class BatchNormalization(Layer):
         if known is not None and not known:
             return step.infer(self, inputs, old)
 
-        def trained() -> list[Tensor]:
-            y, new = step.train(self, inputs, old)
-            return [y, *(b - a for a, b in zip(old, new, strict=True) if a is not None)]
-
-        def inferred() -> list[Tensor]:
-            still = [tf.zeros_like(a) for a in old if a is not None]
-            return [step.infer(self, inputs, old), *still]
-
         if known is None:
-            y, *changes = tf.cond(tf.cast(training, tf.bool), trained, inferred)
-            y.set_shape(inputs.shape)
+            y, batch = step.either(self, inputs, tf.cast(training, tf.bool), old)
         else:
-            y, *changes = trained()
+            y, batch = step.train(self, inputs, old)
+        if self.spec.renorm:
+            # The updates wait for y, and TensorFlow drops control edges that leave the op in which
+            # a custom gradient ends.
+            y = tf.ensure_shape(y, inputs.shape)
         moving = [variable for variable in variables if variable is not None]
-        self._add_updates(y, moving, changes)
+        by = changes(old, batch, self.spec, step.NAMESPACE)
+        self._add_updates(y, moving, [change for change in by if change is not None])
         return y
 
     def _add_updates(self, y: Tensor, variables: list[Any], changes: list[Tensor]) -> None:

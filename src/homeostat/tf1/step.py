@@ -11,11 +11,13 @@ from homeostat.layout import Layout, known_sizes
 from homeostat.moments import (
     Moments,
     MovingStatistics,
-    advance,
+    RenormCorrection,
     average_groups,
+    corrected,
     renorm_correction,
 )
 from homeostat.ops import tensorflow as ops
+from homeostat.ops.tensorflow.either import normalize_either
 
 Tensor = Any
 
@@ -30,7 +32,7 @@ NAMESPACE = SimpleNamespace(
 )
 
 
-def train(layer: Any, x: Tensor, old: MovingStatistics) -> tuple[Tensor, MovingStatistics]:
+def train(layer: Any, x: Tensor, old: MovingStatistics) -> tuple[Tensor, Moments]:
     """Normalize with the batch's statistics.
 
     Args:
@@ -39,22 +41,48 @@ def train(layer: Any, x: Tensor, old: MovingStatistics) -> tuple[Tensor, MovingS
         old: the layer's statistics, of the channel shape.
 
     Returns:
-        y, and the statistics after this batch.
+        y, and the moments that the statistics follow.
     """
     layout = Layout.of(known_sizes(x), layer.spec.axes)
     if layer.adjustment is not None:
-        y, batch = _adjusted(layer, x, layout, old)
-    elif layer.spec.virtual_batch_size is not None:
-        y, batch = _virtual_batches(layer, x, layout, old)
-    else:
-        batch = ops.moments(x, layout.channel_axes) if layer.spec.renorm else None
+        return _adjusted(layer, x, layout, old)
+    if layer.spec.virtual_batch_size is not None:
+        return _virtual_batches(layer, x, layout, old)
+    batch = ops.moments(x, layout.channel_axes) if layer.spec.renorm else None
+    gamma, beta = layer.channels(layer.gamma), layer.channels(layer.beta)
+    if batch is not None:
+        gamma, beta = corrected(gamma, beta, _correction(layer, batch, old))
+    return ops.normalize_batch(
+        x, gamma, beta, axis=layout.channel_axes, epsilon=layer.spec.epsilon, batch=batch
+    )
+
+
+def either(
+    layer: Any, x: Tensor, training: Tensor, old: MovingStatistics
+) -> tuple[Tensor, Moments]:
+    """Normalize as `train` where a scalar bool tensor is true, else as `infer`.
+
+    Returns:
+        y, and the moments that the statistics follow, of count 0 where training is false.
+    """
+    plain = not (layer.spec.renorm or layer.spec.virtual_batch_size or layer.adjustment)
+    if plain:
         gamma, beta = layer.channels(layer.gamma), layer.channels(layer.beta)
-        if batch is not None:
-            gamma, beta = _renormed(layer, batch, old, gamma, beta)
-        y, batch = ops.normalize_batch(
-            x, gamma, beta, axis=layout.channel_axes, epsilon=layer.spec.epsilon, batch=batch
-        )
-    return y, advance(old, batch, layer.spec, NAMESPACE)
+        return normalize_either(
+            x, training, old.mean, old.variance, gamma, beta,
+            axis=layer.spec.axes, epsilon=layer.spec.epsilon,
+        )  # fmt: skip
+
+    def trained() -> tuple[Tensor, ...]:
+        y, batch = train(layer, x, old)
+        return y, tf.cast(batch.count, old.mean.dtype), batch.mean, batch.variance
+
+    def inferred() -> tuple[Tensor, ...]:
+        return infer(layer, x, old), tf.zeros((), old.mean.dtype), old.mean, old.variance
+
+    y, *batch = tf.cond(training, trained, inferred)
+    y.set_shape(x.shape)
+    return y, Moments(*batch)
 
 
 def infer(layer: Any, x: Tensor, old: MovingStatistics) -> Tensor:
@@ -65,22 +93,12 @@ def infer(layer: Any, x: Tensor, old: MovingStatistics) -> Tensor:
     )
 
 
-def _correction(layer: Any, batch: Moments, old: MovingStatistics) -> tuple[Tensor, Tensor]:
+def _correction(layer: Any, batch: Moments, old: MovingStatistics) -> RenormCorrection:
     """Return renorm's r and d, constants to the gradient."""
     correction = renorm_correction(
         batch, old.renorm_mean, old.renorm_stddev, layer.spec.epsilon, layer.clipping, NAMESPACE
     )
-    return tuple(tf.stop_gradient(each) for each in correction)
-
-
-def _renormed(
-    layer: Any, batch: Moments, old: MovingStatistics, gamma: Tensor | None, beta: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return gamma * r and beta + gamma * d: (x_hat * r + d) * gamma + beta."""
-    r, d = _correction(layer, batch, old)
-    if gamma is not None:
-        r, d = gamma * r, gamma * d
-    return r, d if beta is None else beta + d
+    return RenormCorrection(*(tf.stop_gradient(each) for each in correction))
 
 
 def _virtual_batches(
@@ -100,7 +118,7 @@ def _virtual_batches(
     averaged = average_groups(batch, 0, NAMESPACE)
     gamma, beta = layer.channels(layer.gamma), layer.channels(layer.beta)
     if layer.spec.renorm:
-        gamma, beta = _renormed(layer, averaged, old, gamma, beta)
+        gamma, beta = corrected(gamma, beta, _correction(layer, averaged, old))
     spread = tf.shape(batch.mean)
     gamma, beta = (None if c is None else tf.broadcast_to(c, spread) for c in (gamma, beta))
     y, _ = ops.normalize_batch(

@@ -61,33 +61,56 @@ def watch_updates(
 
 @contextmanager
 def before_every_run(ask: Callable[[Any, Any], list[Any]]) -> Iterator[None]:
-    """Ask before everything that any session runs inside the ``with`` block.
+    """Ask before everything that any session runs, or will run by a callable, inside the block.
 
     Args:
         ask: takes a session's graph and fetches; returns what to run with them. What it raises,
             `Session.run` raises.
     """
-    original = _SESSION.run
-
-    @functools.wraps(original)
-    def run(self: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
-        besides = ask(self.graph, fetches)
-        if not besides:
-            return original(self, fetches, *rest, **named)
-        return original(self, [fetches, besides], *rest, **named)[0]
-
-    _SESSION.run = run
+    originals = _SESSION.run, _SESSION.make_callable
+    _SESSION.run = _asking_run(_SESSION.run, ask)
+    _SESSION.make_callable = _asking_callable(_SESSION.make_callable, ask)
     try:
         yield
     finally:
-        _SESSION.run = original
+        _SESSION.run, _SESSION.make_callable = originals
+
+
+def _asking_run(original: Callable[..., Any], ask: Callable[[Any, Any], list[Any]]) -> Any:
+    @functools.wraps(original)
+    def run(session: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
+        besides = ask(session.graph, fetches)
+        if not besides:
+            return original(session, fetches, *rest, **named)
+        return original(session, [fetches, besides], *rest, **named)[0]
+
+    return run
+
+
+def _asking_callable(original: Callable[..., Any], ask: Callable[[Any, Any], list[Any]]) -> Any:
+    @functools.wraps(original)
+    def make_callable(session: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
+        besides = ask(session.graph, fetches)
+        if not besides:
+            return original(session, fetches, *rest, **named)
+        both = original(session, [fetches, besides], *rest, **named)
+        return lambda *feeds, **options: both(*feeds, **options)[0]
+
+    return make_callable
 
 
 @dataclass
 class _Graph:
-    """What was found in a graph, so that fetches are looked at once and calls told once."""
+    """What was found in a graph, so that fetches are looked at once and calls told once.
+
+    Args:
+        missing: the calls that some fetches, by their operations, forget.
+        apart: calls whose updates ran apart from any training.
+        told: calls that were told of.
+    """
 
     missing: dict[frozenset[Any], tuple[BatchNormCall, ...]] = field(default_factory=dict)
+    apart: set[BatchNormCall] = field(default_factory=set)
     told: set[BatchNormCall] = field(default_factory=set)
 
 
@@ -102,8 +125,8 @@ class _Watch:
         with self._lock:
             found = self._found_in(graph)
             if operations not in found.missing:
-                found.missing[operations] = self._missing(graph, operations)
-            missing = found.missing[operations]
+                _look(graph, operations, found)
+            missing = tuple(x for x in found.missing[operations] if x not in found.apart)
             if not missing:
                 return []
             if self._check == "error" and not self._fix:
@@ -121,21 +144,31 @@ class _Watch:
             setattr(graph, _KEPT, {})
         return getattr(graph, _KEPT).setdefault(self, _Graph())
 
-    def _missing(self, graph: Any, operations: frozenset[Any]) -> tuple[BatchNormCall, ...]:
-        reached = reached_by(operations)
-        return report_on(graph, reached).missing if trained_by(graph, reached) else ()
-
     def _tell(self, missing: tuple[BatchNormCall, ...]) -> None:
         report = str(UpdateReport(missing))
         if self._fix:
             report += "\nThey are run with this step all the same, as you asked for a fix."
-        self._say(f"The training step at {user_line()} forgets updates. {report}")
+        self._say(
+            f"The training step at {user_line()} forgets updates that no Session.run of their own "
+            f"ran before. {report}"
+        )
+
+
+def _look(graph: Any, operations: frozenset[Any], found: _Graph) -> None:
+    """Find what some fetches forget, or update apart from training."""
+    reached = reached_by(operations)
+    report = report_on(graph, reached)
+    trains = bool(trained_by(graph, reached))
+    found.missing[operations] = report.missing if trains else ()
+    if not trains:
+        found.apart.update(report.updated, report.repeated)
 
 
 def _refusal(missing: tuple[BatchNormCall, ...]) -> str:
     return (
         f"the training step at {user_line()} forgets updates: expected that it updates the batch "
-        f"norms that it trains. {UpdateReport(missing)}\nNothing was run."
+        "norms that it trains, or that a Session.run of their own ran the updates before. "
+        f"{UpdateReport(missing)}\nNothing was run."
     )
 
 

@@ -17,6 +17,7 @@ from homeostat.moments import Moments
 from homeostat.ops.arguments import check, statistics_dtype
 from homeostat.ops.tensorflow import fused
 from homeostat.ops.tensorflow.elements import Elements, finish, spread
+from homeostat.ops.tensorflow.gradients import detached, differentiable
 from homeostat.ops.tensorflow.plain import Plain, centre
 from homeostat.spec import Activation
 
@@ -59,7 +60,7 @@ def moments(
     layout = check(x, axis, weights=weights)
     elements = Elements.of(x, layout, weights, all_reduce)
     pivot, offset, variance = centre(elements, tf.cast(x, elements.dtype))
-    return _detached(Moments(elements.count, pivot + offset, variance))
+    return detached(Moments(elements.count, pivot + offset, variance))
 
 
 def normalize(
@@ -175,54 +176,12 @@ def normalize_batch(
     quick = batch is None and not elements.few and fused.takes(elements, x)
     way = fused.Fused if quick else Plain
     norm = way(elements, float(epsilon), Activation.of(activation), batch)
-    inputs = [
-        x,
-        tf.ones(elements.channel_shape, elements.dtype) if gamma is None else gamma,
-        tf.zeros(elements.channel_shape, elements.dtype) if beta is None else beta,
-    ]
+    inputs = [x, *elements.affine(gamma, beta)]
     if residual is not None:
         inputs.append(residual)
-    y, mean, variance = _train(norm, inputs)
-    return y, _detached(Moments(elements.count, mean, variance))
-
-
-def _train(norm: Plain, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    @tf.custom_gradient
-    def train(*inputs: Tensor) -> Any:
-        y, mean, variance, saved = norm.forward(*inputs)
-
-        def gradient(dy: Tensor, *_: Tensor) -> Any:
-            return _gradient(norm, saved, y, dy, inputs)
-
-        return (y, mean, variance), gradient
-
-    return train(*inputs)
-
-
-def _gradient(norm: Plain, saved: Any, y: Tensor, dy: Tensor, inputs: tuple[Tensor, ...]) -> Any:
-    @tf.custom_gradient
-    def first(dy: Tensor, *inputs: Tensor) -> Any:
-        def second(*cotangents: Tensor) -> Any:
-            with tf.GradientTape() as outer:
-                outer.watch((dy, *inputs))
-                with tf.GradientTape() as inner:
-                    inner.watch(inputs)
-                    output = norm.composite(*inputs)
-                gradients = inner.gradient(output, inputs, output_gradients=dy)
-            return outer.gradient(
-                gradients, (dy, *inputs), output_gradients=cotangents,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )  # fmt: skip
-
-        return norm.backward(saved, y, dy, *inputs), second
-
-    return first(dy, *inputs)
+    y, mean, variance = differentiable(norm, inputs)
+    return y, detached(Moments(elements.count, mean, variance))
 
 
 def _optional(array: Tensor | None) -> Tensor | None:
     return None if array is None else tf.convert_to_tensor(array)
-
-
-def _detached(batch: Moments) -> Moments:
-    count = batch.count if isinstance(batch.count, int) else tf.stop_gradient(batch.count)
-    return Moments(count, tf.stop_gradient(batch.mean), tf.stop_gradient(batch.variance))

@@ -169,6 +169,13 @@ class Elements:
             return tf.maximum(self.count, 1.0)
         return tf.where(self.count > 0, self.count, tf.ones_like(self.count))
 
+    def affine(self, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return gamma and beta, ones and zeros in the place of None."""
+        return (
+            tf.ones(self.channel_shape, self.dtype) if gamma is None else gamma,
+            tf.zeros(self.channel_shape, self.dtype) if beta is None else beta,
+        )
+
     def spread(self, channels: Tensor) -> Tensor:
         """Reshape per-channel values to broadcast against the input."""
         return _spread(channels, self.shape, self.layout)

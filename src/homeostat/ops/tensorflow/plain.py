@@ -59,11 +59,16 @@ def centre(elements: Elements, x: Tensor) -> Centre:
 
 
 class PlainSaved(NamedTuple):
-    """What the plain way keeps for its backward, per channel."""
+    """What the plain way keeps for its backward, per channel.
+
+    The scale holds gamma as it was: in a TF1 graph the optimizer may change the variable before the
+    backward is done with it.
+    """
 
     pivot: Tensor
     offset: Tensor
     inverse: Tensor
+    scale: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,19 @@ class Plain:
         else:
             pivot, variance = (tf.cast(part, dtype) for part in self.batch[1:])
             offset = tf.zeros_like(pivot)
-        inverse = tf.math.rsqrt(variance + self.epsilon)
-        scale = inverse * tf.cast(gamma, dtype)
-        shift = tf.cast(beta, dtype) - offset * scale
-        z = (values - elements.spread(pivot)) * elements.spread(scale) + elements.spread(shift)
+        z, saved = self._normalized(values, Centre(pivot, offset, variance), gamma, beta)
         y = finish(z, residual, self.activation, x.dtype)
-        return y, pivot + offset, variance, PlainSaved(pivot, offset, inverse)
+        return y, pivot + offset, variance, saved
+
+    def _normalized(
+        self, values: Tensor, by: Centre, gamma: Tensor, beta: Tensor
+    ) -> tuple[Tensor, PlainSaved]:
+        elements, dtype = self.elements, self.elements.dtype
+        inverse = tf.math.rsqrt(by.variance + self.epsilon)
+        scale = inverse * tf.cast(gamma, dtype)
+        shift = tf.cast(beta, dtype) - by.offset * scale
+        z = (values - elements.spread(by.pivot)) * elements.spread(scale) + elements.spread(shift)
+        return z, PlainSaved(by.pivot, by.offset, inverse, scale)
 
     def backward(
         self,
@@ -105,7 +117,7 @@ class Plain:
     ) -> tuple[Tensor, ...]:
         """Return the gradients to x, gamma, beta and, if there is one, the residual."""
         elements, dtype = self.elements, self.elements.dtype
-        pivot, offset, inverse = saved
+        pivot, offset, inverse, scale = saved
         g = through_activation(dy, y, self.activation)
         values = tf.cast(g, dtype)
         centred = tf.cast(x, dtype) - elements.spread(pivot)
@@ -115,9 +127,8 @@ class Plain:
             # What lies under a mask may be NaN: it counts only where a gradient comes in.
             counted = tf.where(tf.equal(values, 0), tf.zeros_like(centred), centred)
         dgamma = inverse * (elements.dot(values, counted) - offset * dbeta)
-        scale = inverse * tf.cast(gamma, dtype)
-        mean_g = elements.reduced(dbeta) / elements.divisor
-        slope = inverse * elements.reduced(dgamma) / elements.divisor
+        mean_g = self._through_moments(elements.reduced(dbeta) / elements.divisor)
+        slope = self._through_moments(inverse * elements.reduced(dgamma) / elements.divisor)
         through_moments = centred * elements.spread(slope) + elements.spread(
             mean_g - offset * slope
         )
@@ -134,6 +145,10 @@ class Plain:
             tf.cast(dbeta, beta.dtype),
         )
         return gradients if residual is None else (*gradients, tf.cast(g, residual.dtype))
+
+    def _through_moments(self, channels: Tensor) -> Tensor:
+        """Return what of a per-channel gradient goes through the batch's moments: all of it."""
+        return channels
 
     def composite(
         self, x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None = None

@@ -23,28 +23,7 @@ def check_hooks(name: str, hooks: Iterable[Any] | None) -> tuple[Any, ...]:
     Raises:
         SpecError: one of them is no hook.
     """
-    hooks = tuple(hooks or ())
-    for hook in hooks:
-        if not isinstance(hook, tf.train.SessionRunHook):
-            raise SpecError(
-                f"{name} holds {hook!r}: expected objects of tf.train.SessionRunHook. "
-                "Derive the hook's class from it, and pass an object, not the class."
-            )
-    return hooks
-
-
-def check_count(name: str, number: int | None) -> None:
-    """Refuse a number below 1, by the name of its argument.
-
-    Args:
-        name: the argument that it came by.
-        number: None for none.
-
-    Raises:
-        SpecError: it is too small.
-    """
-    if number is not None and number < 1:
-        raise SpecError(f"{name}={number} is too small: expected {name} >= 1. Increase it.")
+    return _objects(name, hooks, tf.train.SessionRunHook)
 
 
 def check_listeners(listeners: Iterable[Any] | None) -> tuple[Any, ...]:
@@ -59,11 +38,29 @@ def check_listeners(listeners: Iterable[Any] | None) -> tuple[Any, ...]:
     Raises:
         SpecError: one of them is no listener.
     """
-    listeners = tuple(listeners or ())
-    for listener in listeners:
-        if not isinstance(listener, tf.train.CheckpointSaverListener):
+    return _objects("saving_listeners", listeners, tf.train.CheckpointSaverListener)
+
+
+def _objects(name: str, given: Iterable[Any] | None, kind: type) -> tuple[Any, ...]:
+    objects = tuple(given or ())
+    for each in objects:
+        if not isinstance(each, kind):
             raise SpecError(
-                f"saving_listeners holds {listener!r}: expected objects of "
-                "tf.train.CheckpointSaverListener. Derive the listener's class from it."
+                f"{name} holds {each!r}: expected objects of tf.train.{kind.__name__}. Derive "
+                "their class from it, and pass an object, not the class."
             )
-    return listeners
+    return objects
+
+
+def check_count(name: str, number: int | None) -> None:
+    """Refuse a number below 1, by the name of its argument.
+
+    Args:
+        name: the argument that it came by.
+        number: None for none.
+
+    Raises:
+        SpecError: it is too small.
+    """
+    if number is not None and number < 1:
+        raise SpecError(f"{name}={number} is too small: expected {name} >= 1. Increase it.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import tensorflow.compat.v1 as tf
@@ -12,6 +12,7 @@ from homeostat.errors import SpecError
 from homeostat.tf1.graph.batch_norms import find_calls
 from homeostat.tf1.graph.layers import find_layers
 from homeostat.tf1.graph.records import (
+    APART,
     NO_STEP,
     NOT_RUN,
     REPEATED,
@@ -29,7 +30,11 @@ from homeostat.tf1.walk import operation_of
 
 
 def describe_graph(
-    graph: Any = None, *, title: str = "graph", steps: Sequence[Step] = ()
+    graph: Any = None,
+    *,
+    title: str = "graph",
+    steps: Sequence[Step] = (),
+    apart: Collection[Any] = (),
 ) -> GraphReport:
     """Say what layers a graph has and whether its training ops update its batch norms.
 
@@ -37,6 +42,7 @@ def describe_graph(
         graph: a `tf.Graph`, a GraphDef or a MetaGraphDef; the default graph if None.
         title: what to call it.
         steps: the training steps that were taken; others are found by what applies gradients.
+        apart: operations that were run apart from training; updates among them are not forgotten.
 
     Returns:
         A `GraphReport`.
@@ -48,9 +54,9 @@ def describe_graph(
     graph = _graph(graph)
     variables = variables_of(graph)
     calls, steps = find_calls(graph, variables), find_steps(graph, steps)
-    reports = [(step, report_on(graph, set(step.reached), calls)) for step in steps]
+    reports = [(step, _report(graph, step, calls, apart)) for step in steps]
     layers = [
-        _judged(layer, [call for call in calls if call.name == layer.name], reports)
+        _judged(layer, [call for call in calls if call.name == layer.name], reports, set(apart))
         for layer in find_layers(graph, variables)
     ]
     return GraphReport(
@@ -78,14 +84,30 @@ def _graph(graph: Any) -> Any:
     )
 
 
+def _report(
+    graph: Any, step: Step, calls: list[BatchNormCall], apart: Collection[Any]
+) -> UpdateReport:
+    """Return the report on a step, without what is run apart from it."""
+    report = report_on(graph, set(step.reached), calls)
+    missing = (
+        call for call in report.missing if not {operation_of(x) for x in call.updates} <= set(apart)
+    )
+    return dataclasses.replace(report, missing=tuple(missing))
+
+
 def _judged(
-    layer: LayerRow, calls: list[BatchNormCall], reports: list[tuple[Step, UpdateReport]]
+    layer: LayerRow,
+    calls: list[BatchNormCall],
+    reports: list[tuple[Step, UpdateReport]],
+    apart: set[Any],
 ) -> LayerRow:
     """Return a layer with its updates and what training ops do with them."""
     updates = tuple(operation_of(each).name for call in calls for each in call.updates)
     if not updates:
         return layer
     verdict = UNUSED if reports else NO_STEP
+    if reports and all(operation_of(each) in apart for call in calls for each in call.updates):
+        verdict = APART
     for found, of in ((RUN, "updated"), (REPEATED, "repeated"), (NOT_RUN, "missing")):
         if any(call in getattr(report, of) for _, report in reports for call in calls):
             verdict = found

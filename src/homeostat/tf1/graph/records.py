@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RUN, NOT_RUN, REPEATED = "run", "not run", "repeated"
+RUN, NOT_RUN, REPEATED, APART = "run", "not run", "repeated", "run apart"
 NO_STEP, UNUSED, UNKNOWN = "no training op", "not trained", "not known"
 """What training ops do with a batch norm's updates."""
 

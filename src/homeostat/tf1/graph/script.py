@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from homeostat.tf1.graph.steps import Step, step_of
 from homeostat.tf1.origin import user_line
 from homeostat.tf1.run import ScriptStopped, run_script
+from homeostat.tf1.walk import reached_by
 from homeostat.tf1.watch import before_every_run, operations_in
 
 
@@ -22,12 +23,13 @@ class Recorded:
 
     Args:
         graphs: the graphs that sessions ran, or else those that were built, in their order; each
-            with the training steps that were taken in it.
+            with the training steps that were taken in it, and the operations that were run apart
+            from training.
         code: the script's exit code; 0 if it was stopped.
         stopped_at: the line at whose training step the script was stopped; "" if it was not.
     """
 
-    graphs: list[tuple[Any, list[Step]]] = field(default_factory=list)
+    graphs: list[tuple[Any, list[Step], set[Any]]] = field(default_factory=list)
     code: int = 0
     stopped_at: str = ""
 
@@ -57,7 +59,11 @@ def record_script(
             code = 0
     recorder.build(tf.get_default_graph())
     seen = recorder.ran or recorder.built
-    graphs = [(graph, recorder.steps.get(graph, [])) for graph in seen if graph.get_operations()]
+    graphs = [
+        (graph, recorder.steps.get(graph, []), recorder.apart.get(graph, set()))
+        for graph in seen
+        if graph.get_operations()
+    ]
     return Recorded(graphs, code, recorder.stopped_at)
 
 
@@ -69,6 +75,7 @@ class _Recorder:
         self.ran: list[Any] = []
         self.built: list[Any] = []
         self.steps: dict[Any, list[Step]] = {}
+        self.apart: dict[Any, set[Any]] = {}
 
     def build(self, graph: Any) -> None:
         if graph not in self.built and not graph.building_function:
@@ -85,7 +92,9 @@ class _Recorder:
             return []
         self._known.add(operations)
         step = step_of(graph, operations, user_line())
-        if step is not None:
+        if step is None:
+            self.apart.setdefault(graph, set()).update(reached_by(operations))
+        else:
             self.steps.setdefault(graph, []).append(step)
             if not self._whole:
                 self.stopped_at = step.taken_at

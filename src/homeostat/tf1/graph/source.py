@@ -69,8 +69,8 @@ def open_source(source: Path, arguments: Sequence[str] = (), *, whole: bool = Fa
 
 def _of_script(script: Path, recorded: Recorded) -> Opened:
     described: dict[GraphReport, Any] = {}
-    for graph, steps in recorded.graphs:
-        report = describe_graph(graph, title=str(script), steps=steps)
+    for graph, steps, apart in recorded.graphs:
+        report = describe_graph(graph, title=str(script), steps=steps, apart=apart)
         # Graphs that are made again and again are told once.
         if report.layers:
             described.setdefault(report, graph)
