@@ -11,7 +11,6 @@ from homeostat.layout import Layout, known_sizes
 from homeostat.moments import (
     Moments,
     MovingStatistics,
-    advance,
     average_groups,
     renorm_correction,
 )
@@ -30,31 +29,36 @@ NAMESPACE = SimpleNamespace(
 )
 
 
-def train(layer: Any, x: Tensor, old: MovingStatistics) -> tuple[Tensor, MovingStatistics]:
+def train(
+    layer: Any, x: Tensor, old: MovingStatistics, weights: Tensor | None = None
+) -> tuple[Tensor, MovingStatistics]:
     """Normalize with the batch's statistics.
 
     Args:
         layer: a built `homeostat.tf1.normalization.BatchNormalization`.
         x: the input.
         old: the layer's statistics, of the channel shape.
+        weights: weight of each example in the statistics, or None; not with virtual batches.
 
     Returns:
         y, and the statistics after this batch.
     """
     layout = Layout.of(known_sizes(x), layer.spec.axes)
     if layer.adjustment is not None:
-        y, batch = _adjusted(layer, x, layout, old)
+        y, batch = _adjusted(layer, x, layout, old, weights)
     elif layer.spec.virtual_batch_size is not None:
         y, batch = _virtual_batches(layer, x, layout, old)
     else:
-        batch = ops.moments(x, layout.channel_axes) if layer.spec.renorm else None
+        batch = None
         gamma, beta = layer.channels(layer.gamma), layer.channels(layer.beta)
-        if batch is not None:
+        if layer.spec.renorm:
+            batch = ops.moments(x, layout.channel_axes, weights=weights)
             gamma, beta = _renormed(layer, batch, old, gamma, beta)
         y, batch = ops.normalize_batch(
-            x, gamma, beta, axis=layout.channel_axes, epsilon=layer.spec.epsilon, batch=batch
-        )
-    return y, advance(old, batch, layer.spec, NAMESPACE)
+            x, gamma, beta, axis=layout.channel_axes, epsilon=layer.spec.epsilon,
+            weights=weights, batch=batch,
+        )  # fmt: skip
+    return y, layer.advance(old, batch)
 
 
 def infer(layer: Any, x: Tensor, old: MovingStatistics) -> Tensor:
@@ -112,13 +116,13 @@ def _virtual_batches(
 
 
 def _adjusted(
-    layer: Any, x: Tensor, layout: Layout, old: MovingStatistics
+    layer: Any, x: Tensor, layout: Layout, old: MovingStatistics, weights: Tensor | None
 ) -> tuple[Tensor, Moments]:
     """Scale and shift the normalized values as the adjustment says, then by gamma and beta."""
-    batch = ops.moments(x, layout.channel_axes)
+    batch = ops.moments(x, layout.channel_axes, weights=weights)
     r, d = _correction(layer, batch, old) if layer.spec.renorm else (None, None)
     z, _ = ops.normalize_batch(
-        x, r, d, axis=layout.channel_axes, epsilon=layer.spec.epsilon, batch=batch
+        x, r, d, axis=layout.channel_axes, epsilon=layer.spec.epsilon, weights=weights, batch=batch
     )
     scale, bias = layer.adjustment(tf.shape(x))
     z = tf.cast(z, batch.mean.dtype)
