@@ -37,3 +37,11 @@ def test_the_lesson() -> None:
     found = figures("lesson.py")
     assert found["accuracy"] >= 0.94
     assert found["one image at a time"] >= 0.93
+
+
+def test_slim_in_an_estimator() -> None:
+    found = figures("slim_estimator.py")
+    assert found["accuracy at step 300"] >= 0.95
+    assert found["accuracy"] >= 0.97
+    assert found["global step"] == 700
+    assert found["accuracy of predictions"] == found["accuracy"]
