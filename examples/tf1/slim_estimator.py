@@ -44,11 +44,12 @@ def input_fn(data, shuffle):
     dataset = tf.data.Dataset.from_tensor_slices((images, data.labels.astype("int64")))
     if shuffle:
         dataset = dataset.shuffle(10000, seed=0).repeat()
-    return dataset.batch(BATCH)
+    return dataset.batch(BATCH).map(lambda x, y: (tf.cast(x, tf.float32) / 255, y))
 
 
 def main(folder):
-    mnist = input_data.read_data_sets(folder)
+    # Bytes, since a data set's arrays become a part of the graph.
+    mnist = input_data.read_data_sets(folder, dtype=tf.uint8)
     inputs = {
         "train": lambda: input_fn(mnist.train, shuffle=True),
         "test": lambda: input_fn(mnist.test, shuffle=False),
