@@ -109,7 +109,8 @@ import tensorflow.contrib.layers as layers
 import tensorflow.contrib.slim.nets as nets
 from tensorflow.contrib import data, slim as again
 from tensorflow.contrib.framework import arg_scope, get_variables
-from tensorflow.contrib.framework.python.ops import add_arg_scope
+from tensorflow.contrib.framework.python.ops import add_arg_scope, variables
+from tensorflow.contrib.framework.python.ops.variables import get_model_variables
 from tensorflow.contrib.layers import batch_norm
 from tensorflow.contrib.layers.python.layers import layers as inner, regularizers
 from tensorflow.contrib.rnn import GRUCell
@@ -125,6 +126,7 @@ print(
     (arg_scope, add_arg_scope) == (slim.arg_scope, slim.add_arg_scope),
     vgg is nets.vgg is slim.nets.vgg and resnet_v1 is nets.resnet_v1,
     regularizers.l2_regularizer is slim.l2_regularizer,
+    variables.get_model_variables is get_model_variables is slim.get_model_variables,
     data.TFRecordDataset is tf.data.TFRecordDataset,
     [v.op.name for v in get_variables("Conv/BatchNorm", "beta")],
 )
@@ -134,7 +136,7 @@ print(
 def test_contrib_is_found_by_every_name(folder):
     run = run_homeostat("run", write(folder / "script.py", CONTRIB))
     assert run.returncode == 0, run.stderr
-    assert run.stdout == "True True True True True True ['Conv/BatchNorm/beta']\n"
+    assert run.stdout == "True True True True True True True ['Conv/BatchNorm/beta']\n"
     assert "deprecated" not in run.stderr
 
 

@@ -20,7 +20,9 @@ _MOVED = MappingProxyType(
         "metrics": "tf_slim.metrics",
         "slim": "tf_slim",
         # What they were inside.
-        "framework.python.ops": "tf_slim.ops",
+        "framework.python.ops": "homeostat.tf1.contrib.framework",
+        "framework.python.ops.arg_scope": "tf_slim.ops.arg_scope",
+        "framework.python.ops.variables": "tf_slim.ops.variables",
         "layers.python.layers": "tf_slim.layers",
         "losses.python.losses": "tf_slim.losses",
         "metrics.python.ops": "tf_slim.metrics",

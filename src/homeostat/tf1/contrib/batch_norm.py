@@ -56,7 +56,7 @@ class _BatchNorm(BatchNormalization):
         new = super().advance(old, batch)
         if not self._zero_debias:
             return new
-        # In float32, 1 - momentum**t is off by 6e-5 at the start.
+        # In float32, 1 - momentum**t is off by 1e-5 at the start.
         wide = MovingStatistics(*(_wide(old[i]) for i in range(3)))
         moments = batch._replace(mean=_wide(batch.mean), variance=_wide(batch.variance))
         spec = dataclasses.replace(

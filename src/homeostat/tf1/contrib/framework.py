@@ -38,5 +38,5 @@ __getattr__, __dir__ = moved_names(
     }
     | {name: f"{_TF}:{name}" for name in ("argsort", "is_tensor", "sort")}
     | {name: f"{_TF}:debugging.{name}" for name in ("assert_same_float_dtype", "assert_scalar")}
-    | {"nest": "tensorflow.python.util.nest"},
+    | {"nest": "tensorflow.python.util.nest", "variables": "tf_slim.ops.variables"},
 )
