@@ -86,7 +86,7 @@ def _quiet() -> Iterator[None]:
     tf.logging.set_verbosity(tf.logging.ERROR)
     with warnings.catch_warnings():
         # Said of the script's own lines.
-        warnings.filterwarnings("ignore", r"`(tf\.)?layers\.\w+` is deprecated")
+        warnings.filterwarnings("ignore", r"`((tf\.)?layers|tf\.nn\.rnn_cell)\.\w+` is deprecated")
         for library in ("tensorflow", "tf_keras", "tf_slim"):
             warnings.filterwarnings("ignore", ".*(deprecated|removed)", module=rf"{library}\b")
         yield
