@@ -16,7 +16,7 @@ import csv
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,20 @@ def measure(name: str, placeholder: bool, rounds: int) -> list[dict[str, Any]]:
             "homeostat": homeostat.__version__,
         })  # fmt: skip
     return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as the table of the documentation."""
+    lines = ["| network | training | legacy layer, steps/s | Homeostat, steps/s | ratio | noise |"]
+    lines.append("|---|---|---|---|---|---|")
+    for i in range(0, len(rows), 3):
+        legacy, ours, again = rows[i : i + 3]
+        noise = float(again["steps_per_s"]) / float(ours["steps_per_s"])
+        lines.append(
+            f"| {ours['network']} | {ours['training']} | {float(legacy['steps_per_s']):.0f} | "
+            f"{float(ours['steps_per_s']):.0f} | {float(ours['speedup']):.2f}x | {noise:.2f}x |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
