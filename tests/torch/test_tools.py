@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from homeostat import UnsupportedError
 from homeostat.torch import BatchNorm1d, BatchNorm2d
 from tests.messages import has_three_parts
+from tests.torch.conftest import named
 
 # PyTorch's compiler and exporters meet PyTorch's own deprecations.
 compiled = pytest.mark.filterwarnings(
@@ -55,7 +56,7 @@ def trained(**options: Any) -> torch.nn.Sequential:
 @pytest.mark.parametrize(
     ("options", "backend"),
     [*((options, "aot_eager") for options in OPTIONS), ({"activation": "relu"}, "inductor")],
-    ids=str,
+    ids=named,
 )
 def test_compiles_as_one_graph_for_any_batch(options: dict[str, Any], backend: str) -> None:
     torch._dynamo.reset()
