@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import layers, timing
+from benchmarks import layers, tf1, timing
 from benchmarks.steps import Arrays
 from homeostat import reference
 
@@ -47,8 +47,33 @@ def test_candidates_take_turns():
     assert calls.count("a") > 10 < calls.count("b")
 
 
-def test_the_documented_table_is_the_committed_measurement():
+@pytest.mark.parametrize("benchmark", [layers, tf1])
+def test_the_documented_table_is_the_committed_measurement(benchmark):
     root = Path(__file__).parent.parent
-    with (root / "benchmarks" / "results" / "layers.csv").open() as file:
-        table = layers.markdown(list(csv.DictReader(file)))
+    name = benchmark.__name__.rpartition(".")[2]
+    with (root / "benchmarks" / "results" / f"{name}.csv").open() as file:
+        table = benchmark.markdown(list(csv.DictReader(file)))
     assert table in (root / "docs" / "speed.md").read_text()
+
+
+def test_tf1_programs_are_measured_in_sessions(tmp_path):
+    pytest.importorskip("tf_keras")
+    out = tmp_path / "tf1.csv"
+    command = [sys.executable, "-m", "benchmarks.tf1", "--network", "dense", "--rounds", "3"]
+    result = subprocess.run(
+        [*command, "--out", str(out)],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == ["legacy", "homeostat", "again"] * 2
+    assert all(float(row["steps_per_s"]) > 0 for row in rows)
+
+
+def test_networks_that_train_differently_are_not_timed():
+    step, values = (lambda: None), [np.ones(3), np.zeros(2)]
+    off = [values[0], values[1] + 0.01]
+    tf1.check((step, lambda: values), (step, lambda: values))
+    with pytest.raises(SystemExit, match="training is off"):
+        tf1.check((step, lambda: values), (step, lambda: off))

@@ -14,7 +14,7 @@ def test_version():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["study", "report", "run"]),
+        (["--help"], ["study", "report", "run", "graph"]),
         (["study", "--help"], ["homeostat study lesson --data mnist", "--backend", "Exit codes"]),
         (["report", "--help"], ["homeostat report mnist-full", "without training"]),
     ],
@@ -37,7 +37,8 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["study", "--help"], ["report", "--help"], ["run", "--help"]]
+    "arguments",
+    [["--help"], ["study", "--help"], ["report", "--help"], ["run", "--help"], ["graph", "--help"]],
 )
 def test_help_loads_no_framework(arguments):
     run = run_python("-c", LOADED, *arguments)

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_the_keras_layer_on(backend):
     for package in ("keras", backend):
@@ -18,7 +19,7 @@ def test_the_keras_layer_on(backend):
             pytest.skip(f"{package} is not installed")
     environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/keras", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "tests/keras", "-q", "-n", "0", "-p", "no:cacheprovider"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -16,6 +16,7 @@ from homeostat.moments import (
     RenormCorrection,
     advance,
     average_groups,
+    changes,
     corrected,
     finite_channels,
     merge_all,
@@ -250,6 +251,38 @@ def test_renorm_moves_standard_deviations() -> None:
     assert state.variance.tolist() == [3.0, 0.0]
     assert state.renorm_mean.tolist() == [0.5, 1.0]
     assert state.renorm_stddev.tolist() == [1.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stored_variance": "sample"}, {"nonfinite": "propagate"}, {"renorm": True}],
+)
+@pytest.mark.parametrize("count", [0, 5, np.float64(0), np.float64(5)])
+def test_changes_are_what_advance_moves_by(options: dict[str, Any], count: Any) -> None:
+    spec = BatchNormSpec(momentum=0.75, **options)
+    draw = np.random.default_rng(4)
+    state = MovingStatistics(draw.normal(size=3), draw.uniform(1, 2, 3))
+    if spec.renorm:
+        kept = {"stddev": draw.uniform(1, 2, 3), "renorm_mean": draw.normal(size=3)}
+        state = state._replace(**kept, renorm_stddev=draw.uniform(1, 2, 3))
+    batch = Moments(count, np.array([1.0, np.nan, 2.0]), np.array([1.0, 1.0, 3.0]))
+    by, new = changes(state, batch, spec, np), advance(state, batch, spec, np)
+    for old, change, moved in zip(state, by, new, strict=True):
+        if old is None:
+            assert change is None
+            continue
+        np.testing.assert_allclose(old + change, moved, rtol=1e-14)
+        if not count:
+            assert not change.any()
+
+
+def test_a_batch_that_is_left_out_leaves_renorms_variance() -> None:
+    ones = np.ones(2)
+    state = MovingStatistics(0 * ones, ones, None, None, ones, 0 * ones, ones)
+    batch = Moments(4, np.array([1.0, np.nan]), ones)
+    new = advance(state, batch, BatchNormSpec(renorm=True, epsilon=0.5), np)
+    assert new.variance[1] == 1.0
+    assert new.variance[0] == new.stddev[0] ** 2 - 0.5
 
 
 def test_renorm_without_a_standard_deviation_of_its_own_takes_the_variance() -> None:

@@ -101,6 +101,45 @@ def test_a_script_finds_what_it_would_have_found(folder):
     }
 
 
+CONTRIB = """
+import tf_slim
+import tensorflow as tf
+import tensorflow.contrib.slim as slim
+import tensorflow.contrib.layers as layers
+import tensorflow.contrib.slim.nets as nets
+from tensorflow.contrib import data, slim as again
+from tensorflow.contrib.framework import arg_scope, get_variables
+from tensorflow.contrib.framework.python.ops import add_arg_scope, variables
+from tensorflow.contrib.framework.python.ops.variables import get_model_variables
+from tensorflow.contrib.layers import batch_norm
+from tensorflow.contrib.layers.python.layers import layers as inner, regularizers
+from tensorflow.contrib.rnn import GRUCell
+from tensorflow.contrib.slim.nets import vgg
+from tensorflow.contrib.slim.python.slim.nets import resnet_v1
+
+with arg_scope([slim.conv2d], normalizer_fn=batch_norm):
+    slim.conv2d(tf.zeros((2, 8, 8, 3)), 4, 3)
+GRUCell(3)
+print(
+    tf_slim is slim is again is tf.contrib.slim,
+    layers.batch_norm is batch_norm is slim.batch_norm is inner.batch_norm is tf_slim.batch_norm,
+    (arg_scope, add_arg_scope) == (slim.arg_scope, slim.add_arg_scope),
+    vgg is nets.vgg is slim.nets.vgg and resnet_v1 is nets.resnet_v1,
+    regularizers.l2_regularizer is slim.l2_regularizer,
+    variables.get_model_variables is get_model_variables is slim.get_model_variables,
+    data.TFRecordDataset is tf.data.TFRecordDataset,
+    [v.op.name for v in get_variables("Conv/BatchNorm", "beta")],
+)
+"""
+
+
+def test_contrib_is_found_by_every_name(folder):
+    run = run_homeostat("run", write(folder / "script.py", CONTRIB))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "True True True True True True True ['Conv/BatchNorm/beta']\n"
+    assert "deprecated" not in run.stderr
+
+
 # The mean of the batch is (2, 20), its variance (1, 100); an update goes a quarter of the way.
 TRAINING = """
 import atexit

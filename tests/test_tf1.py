@@ -12,11 +12,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_tf1_front_door() -> None:
     pytest.importorskip("tensorflow")
     pytest.importorskip("tf_keras")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/tf1", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "tests/tf1", "-q", "-n", "0", "-p", "no:cacheprovider"],
         cwd=ROOT,
         env=os.environ | {"HOMEOSTAT_TF1": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,

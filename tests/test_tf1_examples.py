@@ -88,3 +88,11 @@ def test_two_networks_in_turn() -> None:
 @pytest.mark.slow
 def test_a_small_lenet() -> None:
     assert figures("lenet.py")["accuracy"] >= 0.98
+
+
+def test_slim_in_an_estimator() -> None:
+    found = figures("slim_estimator.py")
+    assert found["accuracy at step 300"] >= 0.95
+    assert found["accuracy"] >= 0.97
+    assert found["global step"] == 700
+    assert found["accuracy of predictions"] == found["accuracy"]

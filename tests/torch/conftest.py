@@ -22,3 +22,10 @@ def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "large":
         monkeypatch.setattr("homeostat.torch.small.SMALL", -1)
     return request.param
+
+
+def named(value: object) -> str:
+    """Write a value as a test's name, which every process must give alike."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={named(each)}" for key, each in value.items())
+    return getattr(value, "__name__", None) or str(value)

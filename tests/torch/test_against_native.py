@@ -291,6 +291,18 @@ def test_statistics_stay_wide() -> None:
     assert made.double().running_var.dtype == torch.float64
 
 
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_memory_formats_are_kept(training: bool, memory: torch.memory_format) -> None:
+    x = torch.randn(4, 3, 5, 6).contiguous(memory_format=memory).requires_grad_()
+    found = []
+    for bn in both("BatchNorm2d", 3):
+        y = bn.train(training)(x)
+        found.append((y.stride(), torch.autograd.grad(y.square().sum(), x)[0].stride()))
+    assert found[0] == found[1] == (x.stride(), x.stride())
+
+
 def test_options_changed_later_count() -> None:
     mine, native = both("BatchNorm1d", 3)
     for momentum, eps in ((0.5, 1e-5), (None, 0.1), (0.2, 1e-3)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,10 @@ def _start(rank: int, folder: str, work: Callable[..., dict[str, Any]], given: A
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = work(rank, given)
     np.savez(f"{folder}/{rank}.npz", **{n: t.detach().numpy() for n, t in found.items()})
+    # PyTorch ends a process badly that leaves while the other one still talks to it, or with a
+    # model that outlives its group.
+    gc.collect()
+    distributed.barrier()
     distributed.destroy_process_group()
 
 

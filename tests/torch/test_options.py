@@ -19,6 +19,7 @@ from homeostat import (
 )
 from homeostat.torch import BatchNorm1d, BatchNorm2d, LazyBatchNorm2d
 from tests.messages import has_three_parts
+from tests.torch.conftest import named
 
 LEAKY = {"name": "leaky_relu", "negative_slope": 0.3}
 CLIPPING = {"rmin": 0.9, "rmax": 1.2, "dmax": 0.1}
@@ -229,7 +230,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "words"), BAD, ids=str)
+@pytest.mark.parametrize(("options", "words"), BAD, ids=named)
 def test_bad_options_say_what_was_expected(options: dict[str, Any], words: str) -> None:
     for make in (lambda: BatchNorm2d(4, **options), lambda: LazyBatchNorm2d(**options)):
         with pytest.raises(SpecError, match=words) as caught:

@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.utils.checkpoint import checkpoint
 
 from homeostat import UnsupportedError
 from homeostat.torch import BatchNorm1d, BatchNorm2d
 from tests.messages import has_three_parts
+from tests.torch.conftest import named
 
 # PyTorch's compiler and exporters meet PyTorch's own deprecations.
 compiled = pytest.mark.filterwarnings(
@@ -54,7 +56,7 @@ def trained(**options: Any) -> torch.nn.Sequential:
 @pytest.mark.parametrize(
     ("options", "backend"),
     [*((options, "aot_eager") for options in OPTIONS), ({"activation": "relu"}, "inductor")],
-    ids=str,
+    ids=named,
 )
 def test_compiles_as_one_graph_for_any_batch(options: dict[str, Any], backend: str) -> None:
     torch._dynamo.reset()
@@ -100,6 +102,20 @@ def test_a_compiled_batch_that_is_not_finite_is_counted_but_not_raised() -> None
     torch.compile(bn, fullgraph=True, backend="aot_eager")(x)
     assert bn.skipped_updates.tolist() == [0, 1]
     assert bn.running_mean.isfinite().all()
+
+
+@compiled
+def test_a_compiled_checkpoint_moves_the_statistics_once() -> None:
+    torch._dynamo.reset()
+    bn, plain = BatchNorm1d(3, activation="relu"), BatchNorm1d(3, activation="relu")
+    x = torch.randn(8, 3, requires_grad=True)
+    function = torch.compile(
+        lambda v: checkpoint(bn, v, use_reentrant=False), fullgraph=True, backend="aot_eager"
+    )
+    function(x).square().sum().backward()
+    (expected,) = torch.autograd.grad(plain(x).square().sum(), x)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bn.state_dict(), plain.state_dict())
 
 
 @compiled

@@ -7,11 +7,12 @@ process, and what is gone from it: `tf.layers`, with batch normalization by Home
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any
 
 import tensorflow.compat.v1 as _v1
+
+from homeostat.tf1.names import missing_name
 
 _v1.disable_v2_behavior()
 
@@ -30,11 +31,8 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(_v1, name)
     except AttributeError:
-        near = difflib.get_close_matches(name, __dir__(), n=1)
-        hint = f"the nearest name that exists is tf.{near[0]}" if near else "no name is near it"
-        raise AttributeError(
-            f"tf.{name} is neither in tensorflow.compat.v1 nor provided by homeostat.tf1: {hint}."
-        ) from None
+        where = "is neither in tensorflow.compat.v1 nor provided by homeostat.tf1"
+        raise missing_name("tf", name, where, __dir__()) from None
 
 
 def __dir__() -> list[str]:

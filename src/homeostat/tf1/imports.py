@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from homeostat.errors import MissingExtraError
+from homeostat.tf1 import contrib
+from homeostat.tf1.contrib.mended_slim import mended_slim
 from homeostat.tf1.origin import is_users_file
 
 _SURFACE = "homeostat.tf1"
-# Parts of TensorFlow 1 that live on in a package of their own.
-_MOVED = {"contrib.slim": "tf_slim", "contrib.layers": "tf_slim.layers"}
 
 
 @contextmanager
@@ -24,7 +23,8 @@ def tf1_imports() -> Iterator[None]:
 
     The statement is answered by who imports: a file that is neither installed nor Python's own is
     the user's. So whatever TensorFlow, tf_keras, tf_slim or pickle import, at once or later, is
-    what it would be without the block. `importlib.import_module` is left alone.
+    what it would be without the block. `import tf_slim` gives it mended to whoever imports it.
+    `importlib.import_module` is left alone.
     """
     original = builtins.__import__
 
@@ -36,6 +36,8 @@ def tf1_imports() -> Iterator[None]:
         level: int = 0,
     ) -> ModuleType:
         top, _, rest = name.partition(".")
+        if top == "tf_slim" and not level and not _is_its_own(globals or {}):
+            mended_slim()
         if level or top != "tensorflow" or not _is_users(globals or {}):
             return original(name, globals, locals, fromlist or (), level)
         return _import(rest, fromlist or ())
@@ -56,6 +58,11 @@ def _is_users(importer: Mapping[str, Any]) -> bool:
     filename = importer.get("__file__")
     # A notebook's cells have no file.
     return importer.get("__name__") == "__main__" if filename is None else is_users_file(filename)
+
+
+def _is_its_own(importer: Mapping[str, Any]) -> bool:
+    """Return whether tf_slim, or what mends it, is the importer."""
+    return str(importer.get("__name__")).partition(".")[0] in ("tf_slim", "homeostat")
 
 
 def _import(rest: str, fromlist: Sequence[str]) -> ModuleType:
@@ -81,9 +88,10 @@ def _module(rest: str) -> ModuleType:
         return _module(rest.removeprefix("compat.v1."))
     if _exists(f"{_SURFACE}.{rest}"):
         return importlib.import_module(f"{_SURFACE}.{rest}")
-    for old, new in _MOVED.items():
-        if rest == old or rest.startswith(f"{old}."):
-            return _moved(rest, f"{new}{rest.removeprefix(old)}")
+    if rest.startswith("contrib."):
+        module = contrib.moved(rest.removeprefix("contrib."))
+        if module is not None:
+            return module
     found: Any = surface
     for name in rest.split("."):
         found = getattr(found, name, None)
@@ -96,18 +104,6 @@ def _exists(name: str) -> bool:
     except ModuleNotFoundError:
         # One of its parents does not exist.
         return False
-
-
-def _moved(rest: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name.partition(".")[0]:
-            raise
-        raise MissingExtraError(
-            f"tensorflow.{rest} lives on in the package {error.name!r}, which is not installed: "
-            "expected the extra 'tf1'. Run: pip install 'homeostat[tf1]'"
-        ) from error
 
 
 def _compat(surface: ModuleType) -> ModuleType:

@@ -13,7 +13,7 @@ from tf_keras.api._v1.keras.__internal__.legacy.layers import InputSpec, Layer
 
 from homeostat.errors import SpecError
 from homeostat.layout import Layout
-from homeostat.moments import MovingStatistics, changes
+from homeostat.moments import Moments, MovingStatistics, changes
 from homeostat.spec import CONVENTIONS, BatchNormSpec
 from homeostat.tf1 import step
 from homeostat.tf1.records import record_call
@@ -75,6 +75,10 @@ class BatchNormalization(Layer):
             with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
                 train_op = optimizer.minimize(loss)
     """
+
+    # What tf.contrib's batch norm did otherwise.
+    _fused_axes: Mapping[int, tuple[int, ...]] = FUSED_AXES
+    _gamma_before_beta = True
 
     def __init__(
         self,
@@ -165,51 +169,52 @@ class BatchNormalization(Layer):
     def _takes_fused(self, layout: Layout) -> bool:
         """Return whether TF1 would have used its fused kernel."""
         plain = not (self.spec.renorm or self.spec.virtual_batch_size or self.adjustment)
-        axes = FUSED_AXES.get(len(layout.shape), ())
+        axes = self._fused_axes.get(len(layout.shape), ())
         one = len(layout.channel_axes) == 1 and layout.channel_axes[0] in axes
         return self.fused is not False and plain and one and self.dtype != "float64"
 
     def _build_variables(self, shape: tuple[int, ...]) -> None:
-        gamma, beta, mean, variance = self._initializers
-        regularizers, constraints = self._regularizers, self._constraints
         self.gamma = self.beta = None
-        if self.spec.scale:
-            self.gamma = self._weight("gamma", shape, gamma, regularizers[0], constraints[0])
-        if self.spec.center:
-            self.beta = self._weight("beta", shape, beta, regularizers[1], constraints[1])
+        names = ("gamma", "beta") if self._gamma_before_beta else ("beta", "gamma")
+        for name in names:
+            if self.spec.scale if name == "gamma" else self.spec.center:
+                setattr(self, name, self._weight(name, shape))
         partitioner = self._scope.partitioner if self._scope else None
         try:
             if partitioner:
                 self._scope.set_partitioner(None)
-            self.moving_mean = self._statistic("moving_mean", shape, mean)
-            self.moving_variance = self._statistic("moving_variance", shape, variance)
-            self.moving_stddev = self.renorm_mean = self.renorm_stddev = None
-            if self.spec.renorm:
-
-                def stddev(*args: Any, **kwargs: Any) -> Tensor:
-                    return tf.sqrt(variance(*args, **kwargs))
-
-                self.moving_stddev = self._statistic("moving_stddev", shape, stddev)
-                self.renorm_mean = self._statistic("renorm_mean", shape, mean)
-                self.renorm_stddev = self._statistic("renorm_stddev", shape, stddev)
+            self._build_statistics(shape)
         finally:
             if partitioner:
                 self._scope.set_partitioner(partitioner)
+
+    def _build_statistics(self, shape: tuple[int, ...]) -> None:
+        mean, variance = self._initializers[2:]
+        self.moving_mean = self._statistic("moving_mean", shape, mean)
+        self.moving_variance = self._statistic("moving_variance", shape, variance)
+        self.moving_stddev = self.renorm_mean = self.renorm_stddev = None
+        if self.spec.renorm:
+
+            def stddev(*args: Any, **kwargs: Any) -> Tensor:
+                return tf.sqrt(variance(*args, **kwargs))
+
+            self.moving_stddev = self._statistic("moving_stddev", shape, stddev)
+            self.renorm_mean = self._statistic("renorm_mean", shape, mean)
+            self.renorm_stddev = self._statistic("renorm_stddev", shape, stddev)
 
     @property
     def _statistics_dtype(self) -> Any:
         return tf.float64 if self.dtype == "float64" else tf.float32
 
-    def _weight(
-        self, name: str, shape: Any, initializer: Any, regularizer: Any, constraint: Any
-    ) -> Any:
+    def _weight(self, name: str, shape: Any) -> Any:
+        place = ("gamma", "beta").index(name)
         return self.add_weight(
             name,
             shape,
             dtype=self._statistics_dtype,
-            initializer=initializer,
-            regularizer=regularizer,
-            constraint=constraint,
+            initializer=self._initializers[place],
+            regularizer=self._regularizers[place],
+            constraint=self._constraints[place],
             trainable=True,
         )
 
@@ -225,11 +230,11 @@ class BatchNormalization(Layer):
         )
 
     def channels(self, variable: Any) -> Tensor | None:
-        """Return a variable's value in the channel shape, or None for None."""
+        """Return a variable's value in the channel shape, a scalar as it is, or None for None."""
         if variable is None:
             return None
         value = tf.convert_to_tensor(variable)
-        if value.shape.as_list() == list(self._channel_shape):
+        if value.shape.as_list() in ([], list(self._channel_shape)):
             return value
         return tf.reshape(value, self._channel_shape)
 
@@ -246,33 +251,52 @@ class BatchNormalization(Layer):
         Returns:
             A tensor of the input's shape and dtype.
         """
-        known = tf.get_static_value(training) if tf.is_tensor(training) else training
-        variables = MovingStatistics(
+        y, updates = self._normalize(inputs, training)
+        for update in updates:
+            self.add_update(update)
+        return y
+
+    def _normalize(
+        self, inputs: Tensor, training: Any, weights: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the output, and what moves the mean and the variance, if anything does."""
+        known = known_training(training)
+        variables = self._moving
+        old = MovingStatistics(*(self.channels(variable) for variable in variables))
+        if known is not None and not known:
+            return step.infer(self, inputs, old), []
+
+        if known is None:
+            # Nothing differentiable, lest a variable be taken for a part of the output.
+            flag = tf.not_equal(tf.cast(training, tf.int32), 0)
+            y, batch = step.either(self, inputs, flag, old, weights)
+        else:
+            y, batch = step.train(self, inputs, old, weights)
+        if self.spec.renorm:
+            # The updates wait for y, and TensorFlow drops control edges that leave the op in which
+            # a custom gradient ends.
+            y = tf.ensure_shape(y, inputs.shape)
+        moving = [variable for variable in variables if variable is not None]
+        by = [change for change in self.changes(old, batch) if change is not None]
+        return y, self._moves(y, moving, by)
+
+    @property
+    def _moving(self) -> MovingStatistics:
+        """The variables that hold the statistics."""
+        return MovingStatistics(
             mean=self.moving_mean,
             variance=self.moving_variance,
             stddev=self.moving_stddev,
             renorm_mean=self.renorm_mean,
             renorm_stddev=self.renorm_stddev,
         )
-        old = MovingStatistics(*(self.channels(variable) for variable in variables))
-        if known is not None and not known:
-            return step.infer(self, inputs, old)
 
-        if known is None:
-            y, batch = step.either(self, inputs, tf.cast(training, tf.bool), old)
-        else:
-            y, batch = step.train(self, inputs, old)
-        if self.spec.renorm:
-            # The updates wait for y, and TensorFlow drops control edges that leave the op in which
-            # a custom gradient ends.
-            y = tf.ensure_shape(y, inputs.shape)
-        moving = [variable for variable in variables if variable is not None]
-        by = changes(old, batch, self.spec, step.NAMESPACE)
-        self._add_updates(y, moving, [change for change in by if change is not None])
-        return y
+    def changes(self, old: MovingStatistics, batch: Moments) -> MovingStatistics:
+        """Return by how much a batch moves the statistics."""
+        return changes(old, batch, self.spec, step.NAMESPACE)
 
-    def _add_updates(self, y: Tensor, variables: list[Any], changes: list[Tensor]) -> None:
-        """Add the operations that move the mean and the variance, renorm's with them."""
+    def _moves(self, y: Tensor, variables: list[Any], changes: list[Tensor]) -> list[Tensor]:
+        """Return the operations that move the mean and the variance, and the others with them."""
 
         def moved(variable: Any, change: Tensor) -> Tensor:
             with tf.name_scope("AssignMovingAvg"), tf.colocate_with(variable):
@@ -285,9 +309,15 @@ class BatchNormalization(Layer):
             others = [moved(*each) for each in zip(variables[2:], changes[2:], strict=True)]
             with tf.control_dependencies(others):
                 updates = [moved(*each) for each in zip(variables[:2], changes[:2], strict=True)]
-        for update in updates:
-            self.add_update(update)
         record_call(self.scope_name, tuple(update.op for update in updates))
+        return updates
+
+
+def known_training(training: Any) -> Any:
+    """Return what ``training`` says, or None if only the session will know."""
+    if not tf.is_tensor(training):
+        return training
+    return tf.get_static_value(tf.convert_to_tensor(training))
 
 
 def _clipping(given: Mapping[str, Any] | None) -> Any:

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import traceback
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _STANDARD = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
@@ -30,3 +31,11 @@ def user_line() -> str:
         if is_users_file(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{line}"
     return "unknown"
+
+
+def line_of(operation: Any) -> str:
+    """Return the user's innermost line that made an operation; "" if nobody knows it."""
+    for frame in reversed(operation.traceback or ()):
+        if is_users_file(frame.filename):
+            return f"{frame.filename}:{frame.lineno}"
+    return ""

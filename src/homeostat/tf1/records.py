@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from homeostat.tf1.origin import user_line
 
-COLLECTION = "homeostat/batch_norms"
+_KEPT = "_homeostat_batch_norms"
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class BatchNormCall:
 
     Args:
         name: the layer's variable scope.
-        made_at: the user's line that made the call, "file:line".
+        made_at: the user's line that made the call, "file:line"; "" where nobody knows.
         updates: the operations that update its statistics, one a statistic.
     """
 
@@ -29,9 +29,11 @@ class BatchNormCall:
 
 def record_call(name: str, updates: tuple[Any, ...]) -> None:
     """Keep a call in the current graph."""
-    tf.add_to_collection(COLLECTION, BatchNormCall(name, user_line(), updates))
+    # Not in a collection: TensorFlow complains of those that it cannot write to checkpoints.
+    graph = tf.get_default_graph()
+    setattr(graph, _KEPT, [*calls_in(graph), BatchNormCall(name, user_line(), updates)])
 
 
 def calls_in(graph: Any) -> list[BatchNormCall]:
     """Return the batch-norm calls of a graph in the order in which they were made."""
-    return list(graph.get_collection_ref(COLLECTION))
+    return list(getattr(graph, _KEPT, ()))

@@ -24,6 +24,10 @@ STOPPED = 130
 _OURS = frozenset((__file__, imports.__file__, program.__file__, watch.__file__))
 
 
+class ScriptStopped(BaseException):
+    """Ends a script that `run_script` runs; no error, so that scripts let it pass."""
+
+
 def run_script(
     script: str | Path, arguments: Sequence[str] = (), *, check: str = "warn", fix: bool = False
 ) -> int:
@@ -66,7 +70,7 @@ def _execute(pieces: Sequence[CodeType], module: ModuleType) -> int:
             exec(code, vars(module))  # noqa: S102
     except SystemExit as stop:
         return _code_of(stop)
-    except MissingUpdatesError:
+    except (MissingUpdatesError, ScriptStopped):
         raise
     except BaseException as error:
         _show(error)
@@ -82,7 +86,7 @@ def _quiet() -> Iterator[None]:
     tf.logging.set_verbosity(tf.logging.ERROR)
     with warnings.catch_warnings():
         # Said of the script's own lines.
-        warnings.filterwarnings("ignore", r"`(tf\.)?layers\.\w+` is deprecated")
+        warnings.filterwarnings("ignore", r"`((tf\.)?layers|tf\.nn\.rnn_cell)\.\w+` is deprecated")
         for library in ("tensorflow", "tf_keras", "tf_slim"):
             warnings.filterwarnings("ignore", ".*(deprecated|removed)", module=rf"{library}\b")
         yield

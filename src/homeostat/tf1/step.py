@@ -32,49 +32,58 @@ NAMESPACE = SimpleNamespace(
 )
 
 
-def train(layer: Any, x: Tensor, old: MovingStatistics) -> tuple[Tensor, Moments]:
+def train(
+    layer: Any, x: Tensor, old: MovingStatistics, weights: Tensor | None = None
+) -> tuple[Tensor, Moments]:
     """Normalize with the batch's statistics.
 
     Args:
         layer: a built `homeostat.tf1.normalization.BatchNormalization`.
         x: the input.
         old: the layer's statistics, of the channel shape.
+        weights: weight of each example in the statistics, or None; not with virtual batches.
 
     Returns:
         y, and the moments that the statistics follow.
     """
     layout = Layout.of(known_sizes(x), layer.spec.axes)
     if layer.adjustment is not None:
-        return _adjusted(layer, x, layout, old)
+        return _adjusted(layer, x, layout, old, weights)
     if layer.spec.virtual_batch_size is not None:
         return _virtual_batches(layer, x, layout, old)
-    batch = ops.moments(x, layout.channel_axes) if layer.spec.renorm else None
+    batch = None
     gamma, beta = layer.channels(layer.gamma), layer.channels(layer.beta)
-    if batch is not None:
+    if layer.spec.renorm:
+        batch = ops.moments(x, layout.channel_axes, weights=weights)
         gamma, beta = corrected(gamma, beta, _correction(layer, batch, old))
     return ops.normalize_batch(
-        x, gamma, beta, axis=layout.channel_axes, epsilon=layer.spec.epsilon, batch=batch
-    )
+        x, gamma, beta, axis=layout.channel_axes, epsilon=layer.spec.epsilon,
+        weights=weights, batch=batch,
+    )  # fmt: skip
 
 
 def either(
-    layer: Any, x: Tensor, training: Tensor, old: MovingStatistics
+    layer: Any,
+    x: Tensor,
+    training: Tensor,
+    old: MovingStatistics,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """Normalize as `train` where a scalar bool tensor is true, else as `infer`.
 
     Returns:
         y, and the moments that the statistics follow, of count 0 where training is false.
     """
-    plain = not (layer.spec.renorm or layer.spec.virtual_batch_size or layer.adjustment)
-    if plain:
+    spec = layer.spec
+    if not (spec.renorm or spec.virtual_batch_size or layer.adjustment or weights is not None):
         gamma, beta = layer.channels(layer.gamma), layer.channels(layer.beta)
         return normalize_either(
             x, training, old.mean, old.variance, gamma, beta,
-            axis=layer.spec.axes, epsilon=layer.spec.epsilon,
+            axis=spec.axes, epsilon=spec.epsilon,
         )  # fmt: skip
 
     def trained() -> tuple[Tensor, ...]:
-        y, batch = train(layer, x, old)
+        y, batch = train(layer, x, old, weights)
         return y, tf.cast(batch.count, old.mean.dtype), batch.mean, batch.variance
 
     def inferred() -> tuple[Tensor, ...]:
@@ -130,13 +139,13 @@ def _virtual_batches(
 
 
 def _adjusted(
-    layer: Any, x: Tensor, layout: Layout, old: MovingStatistics
+    layer: Any, x: Tensor, layout: Layout, old: MovingStatistics, weights: Tensor | None
 ) -> tuple[Tensor, Moments]:
     """Scale and shift the normalized values as the adjustment says, then by gamma and beta."""
-    batch = ops.moments(x, layout.channel_axes)
+    batch = ops.moments(x, layout.channel_axes, weights=weights)
     r, d = _correction(layer, batch, old) if layer.spec.renorm else (None, None)
     z, _ = ops.normalize_batch(
-        x, r, d, axis=layout.channel_axes, epsilon=layer.spec.epsilon, batch=batch
+        x, r, d, axis=layout.channel_axes, epsilon=layer.spec.epsilon, weights=weights, batch=batch
     )
     scale, bias = layer.adjustment(tf.shape(x))
     z = tf.cast(z, batch.mean.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,9 @@ def _batch_norms(calls: tuple[BatchNormCall, ...]) -> str:
 
 
 def _lines(calls: tuple[BatchNormCall, ...]) -> list[str]:
-    return [f"    {call.name}, made at {call.made_at}" for call in calls]
+    return [
+        f"    {call.name}{f', made at {call.made_at}' if call.made_at else ''}" for call in calls
+    ]
 
 
 def check_updates(train_op: Any) -> UpdateReport:
@@ -81,12 +84,22 @@ def check_updates(train_op: Any) -> UpdateReport:
     return report_on(operations[0].graph, reached_by(operations))
 
 
-def report_on(graph: Any, reached: set[Any]) -> UpdateReport:
-    """Return the report on a step of a graph, given all operations that it runs."""
+def report_on(graph: Any, reached: set[Any], others: Iterable[BatchNormCall] = ()) -> UpdateReport:
+    """Return the report on a step of a graph.
+
+    Args:
+        graph: the graph.
+        reached: all operations that the step runs.
+        others: calls to look at besides those that the graph's layers recorded.
+
+    Returns:
+        The report.
+    """
     trained, trainable = trained_by(graph, reached), _trainable(graph)
     graphs = {id(graph): graph, **{id(each.graph): each.graph for each in reached}}
     missing, run = [], []
-    for call in dict.fromkeys(call for each in graphs.values() for call in calls_in(each)):
+    recorded = (call for each in graphs.values() for call in calls_in(each))
+    for call in dict.fromkeys((*recorded, *others)):
         updates = {operation_of(update) for update in call.updates}
         if updates <= reached:
             run.append(call)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 _ASSIGNS = re.compile(r"^(Resource)?(Sparse)?(Assign|Apply|Scatter)")
+_HANDS_ON = ("RefSwitch", "Switch", "RefEnter", "Enter", "RefIdentity", "Identity")
+_APPLIES = re.compile(r"^(Resource)?(Sparse)?Apply")
 
 
 def operation_of(element: Any) -> Any:
@@ -31,16 +33,34 @@ def reached_by(operations: Iterable[Any]) -> set[Any]:
 
 def assigned(operations: Iterable[Any]) -> set[Any]:
     """Return the variables, as their operations, that some operations assign."""
-    found = set()
-    for operation in operations:
-        if _ASSIGNS.match(operation.type) and operation.inputs:
-            found.add(_variable_behind(operation.inputs[0].op))
-    return found
+    return {variable_of(operation) for operation in operations if assigns(operation)}
 
 
-def _variable_behind(operation: Any) -> Any:
-    # Control flow hands a variable on by its reference.
-    while operation.type in ("RefSwitch", "Switch", "RefEnter", "Enter", "RefIdentity", "Identity"):
+def applied(operations: Iterable[Any]) -> set[Any]:
+    """Return the variables, as their operations, that optimizers change with some operations."""
+    return {variable_of(operation) for operation in operations if assigns_gradients(operation)}
+
+
+def assigns(operation: Any) -> bool:
+    """Return whether an operation assigns a variable."""
+    return bool(_ASSIGNS.match(operation.type) and operation.inputs)
+
+
+def assigns_gradients(operation: Any) -> bool:
+    """Return whether an operation is an optimizer's, made to assign a variable by its gradient."""
+    return bool(_APPLIES.match(operation.type) and operation.inputs)
+
+
+def variable_of(operation: Any) -> Any:
+    """Return the variable, as its operation, that an operation assigns."""
+    return variable_behind(operation.inputs[0].op)
+
+
+def variable_behind(operation: Any) -> Any:
+    """Return the variable that control flow or a read hands on; an operation that does neither."""
+    seen = set()
+    while operation.type in _HANDS_ON and operation.inputs and operation not in seen:
+        seen.add(operation)
         operation = operation.inputs[0].op
     return operation
 

@@ -55,14 +55,48 @@ def watch_updates(
     if check == "off" and not fix:
         yield
         return
-    watch = _Watch(check, fix, say or _warn)
+    with before_every_run(_Watch(check, fix, say or _warn).forgotten):
+        yield
+
+
+@contextmanager
+def before_every_run(ask: Callable[[Any, Any], list[Any]]) -> Iterator[None]:
+    """Ask before everything that any session runs, or will run by a callable, inside the block.
+
+    Args:
+        ask: takes a session's graph and fetches; returns what to run with them. What it raises,
+            `Session.run` raises.
+    """
     originals = _SESSION.run, _SESSION.make_callable
-    _SESSION.run = watch.run(_SESSION.run)
-    _SESSION.make_callable = watch.make_callable(_SESSION.make_callable)
+    _SESSION.run = _asking_run(_SESSION.run, ask)
+    _SESSION.make_callable = _asking_callable(_SESSION.make_callable, ask)
     try:
         yield
     finally:
         _SESSION.run, _SESSION.make_callable = originals
+
+
+def _asking_run(original: Callable[..., Any], ask: Callable[[Any, Any], list[Any]]) -> Any:
+    @functools.wraps(original)
+    def run(session: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
+        besides = ask(session.graph, fetches)
+        if not besides:
+            return original(session, fetches, *rest, **named)
+        return original(session, [fetches, besides], *rest, **named)[0]
+
+    return run
+
+
+def _asking_callable(original: Callable[..., Any], ask: Callable[[Any, Any], list[Any]]) -> Any:
+    @functools.wraps(original)
+    def make_callable(session: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
+        besides = ask(session.graph, fetches)
+        if not besides:
+            return original(session, fetches, *rest, **named)
+        both = original(session, [fetches, besides], *rest, **named)
+        return lambda *feeds, **options: both(*feeds, **options)[0]
+
+    return make_callable
 
 
 @dataclass
@@ -85,38 +119,9 @@ class _Watch:
         self._check, self._fix, self._say = check, fix, say
         self._lock = threading.Lock()
 
-    def run(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `Session.run` that looks at what it runs."""
-
-        @functools.wraps(original)
-        def run(session: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
-            forgotten = self.forgotten(session.graph, fetches)
-            if not forgotten:
-                return original(session, fetches, *rest, **named)
-            return original(session, [fetches, forgotten], *rest, **named)[0]
-
-        return run
-
-    def make_callable(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `Session.make_callable` that looks at what its callables will run."""
-
-        @functools.wraps(original)
-        def make_callable(session: Any, fetches: Any, *rest: Any, **named: Any) -> Any:
-            forgotten = self.forgotten(session.graph, fetches)
-            if not forgotten:
-                return original(session, fetches, *rest, **named)
-            both = original(session, [fetches, forgotten], *rest, **named)
-            return lambda *feeds, **options: both(*feeds, **options)[0]
-
-        return make_callable
-
     def forgotten(self, graph: Any, fetches: Any) -> list[Any]:
         """Return the updates to run with some fetches, having said what there is to say."""
-        try:
-            operations = frozenset(_operations(graph, fetches))
-        except (KeyError, TypeError, ValueError):
-            # Session.run says it better.
-            return []
+        operations = operations_in(graph, fetches)
         with self._lock:
             found = self._found_in(graph)
             if operations not in found.missing:
@@ -169,6 +174,15 @@ def _refusal(missing: tuple[BatchNormCall, ...]) -> str:
 
 def _warn(text: str) -> None:
     warnings.warn(text, MissingUpdatesWarning, stacklevel=5)
+
+
+def operations_in(graph: Any, fetches: Any) -> frozenset[Any]:
+    """Return the operations of what a session was asked to run; none if it cannot run that."""
+    try:
+        return frozenset(_operations(graph, fetches))
+    except (KeyError, TypeError, ValueError):
+        # Session.run says it better.
+        return frozenset()
 
 
 def _operations(graph: Any, fetches: Any) -> Iterator[Any]:

@@ -152,8 +152,8 @@ class State(_BatchNorm):
 
     def __dir__(self) -> list[str]:
         # What walks over all attributes, such as torch.jit.trace, meets none that refuses.
-        hidden = {"eps"} if self.spec.activation is not None else set()
-        return [name for name in super().__dir__() if name not in hidden]
+        names = super().__dir__()
+        return [n for n in names if n != "eps"] if self.spec.activation is not None else names
 
     @property
     def frozen_affine(self) -> bool:

@@ -99,6 +99,15 @@ def _spread_weights(weights: Tensor, sizes: tuple[Any, ...], layout: Layout) -> 
     return tf.broadcast_to(weights, full)
 
 
+def _divisor(count: Any, weights: Tensor | None) -> Any:
+    """Return the count, or 1 where there is nothing to average."""
+    if isinstance(count, int):
+        return max(count, 1)
+    if weights is None:
+        return tf.maximum(count, 1.0)
+    return tf.where(count > 0, count, tf.ones_like(count))
+
+
 @dataclass(frozen=True)
 class Elements:
     """An input's layout, weights and replicas: what its statistics are taken over.
@@ -107,6 +116,7 @@ class Elements:
         layout: the input's layout.
         shape: the input's shape, sizes as ints where they are known and as tensors elsewhere.
         count: elements, or summed weights, per channel and over all replicas: an int or a scalar.
+        divisor: the count, or 1 where there is nothing to average.
         dtype: the dtype of the statistics.
         weights: weights that broadcast against the input, in the statistics' dtype, or None.
         all_reduce: sums a tensor over all replicas, or None.
@@ -115,6 +125,7 @@ class Elements:
     layout: Layout
     shape: tuple[Any, ...]
     count: Any
+    divisor: Any
     dtype: str
     weights: Tensor | None
     all_reduce: Callable[[Tensor], Tensor] | None
@@ -138,7 +149,7 @@ class Elements:
             count = tf.reduce_sum(weights)
         if all_reduce is not None:
             count = all_reduce(tf.cast(count, dtype))
-        return cls(layout, shape, count, dtype, weights, all_reduce)
+        return cls(layout, shape, count, _divisor(count, weights), dtype, weights, all_reduce)
 
     @property
     def few(self) -> bool:
@@ -159,15 +170,6 @@ class Elements:
     def channel_shape(self) -> list[Any]:
         """The channel shape, sizes as in ``shape``."""
         return [self.shape[a] for a in self.layout.channel_axes]
-
-    @property
-    def divisor(self) -> Any:
-        """The count, or 1 where there is nothing to average."""
-        if isinstance(self.count, int):
-            return max(self.count, 1)
-        if self.weights is None:
-            return tf.maximum(self.count, 1.0)
-        return tf.where(self.count > 0, self.count, tf.ones_like(self.count))
 
     def affine(self, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return gamma and beta, ones and zeros in the place of None."""

@@ -62,13 +62,14 @@ class PlainSaved(NamedTuple):
     """What the plain way keeps for its backward, per channel.
 
     The scale holds gamma as it was: in a TF1 graph the optimizer may change the variable before the
-    backward is done with it.
+    backward is done with it. The centred input is kept only if it is small.
     """
 
     pivot: Tensor
     offset: Tensor
     inverse: Tensor
     scale: Tensor
+    centred: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,10 @@ class Plain:
         inverse = tf.math.rsqrt(by.variance + self.epsilon)
         scale = inverse * tf.cast(gamma, dtype)
         shift = tf.cast(beta, dtype) - by.offset * scale
-        z = (values - elements.spread(by.pivot)) * elements.spread(scale) + elements.spread(shift)
-        return z, PlainSaved(by.pivot, by.offset, inverse, scale)
+        centred = values - elements.spread(by.pivot)
+        z = centred * elements.spread(scale) + elements.spread(shift)
+        kept = centred if elements.few else None
+        return z, PlainSaved(by.pivot, by.offset, inverse, scale, kept)
 
     def backward(
         self,
@@ -117,10 +120,11 @@ class Plain:
     ) -> tuple[Tensor, ...]:
         """Return the gradients to x, gamma, beta and, if there is one, the residual."""
         elements, dtype = self.elements, self.elements.dtype
-        pivot, offset, inverse, scale = saved
+        pivot, offset, inverse, scale, centred = saved
         g = through_activation(dy, y, self.activation)
         values = tf.cast(g, dtype)
-        centred = tf.cast(x, dtype) - elements.spread(pivot)
+        if centred is None:
+            centred = tf.cast(x, dtype) - elements.spread(pivot)
         dbeta = elements.sum(values)
         counted = centred
         if elements.weights is not None:
