@@ -219,6 +219,29 @@ class Torch(Adapter):
         return y, batch, dict(zip(sources, gradients, strict=True))
 
 
+class TorchKernels(Torch):
+    """PyTorch with the CPU kernels for tensors of every size, or with none."""
+
+    def __init__(self, ops: Any, on: bool) -> None:
+        super().__init__(ops)
+        self.on = on
+        self.kernels = importlib.import_module("homeostat.kernels")
+        if not self.kernels.enabled():
+            pytest.skip("the CPU kernels need numba")
+
+    def scope(self, dtype: str) -> contextlib.AbstractContextManager[Any]:
+        return kernels_for_all() if self.on else self.kernels(False)
+
+
+@contextlib.contextmanager
+def kernels_for_all() -> Any:
+    """Let the CPU kernels take every call of PyTorch's operations that they can take."""
+    choice = importlib.import_module("homeostat.ops.torch.choice")
+    every = dict.fromkeys(choice.LEAST, 0)
+    with mock.patch.multiple(choice, LEAST=every, LEAST_INNER=1):
+        yield
+
+
 ADAPTERS = {"numpy": NumPy, "tensorflow": TensorFlow, "jax": Jax, "torch": Torch}
 
 
@@ -243,6 +266,8 @@ WAYS = {
     "jax-jit": CASES,
     "jax-kernels": [c for c in CASES if fits_kernels(c)],
     "torch": CASES,
+    "torch-kernels": CASES,
+    "torch-off": CASES,
 }
 
 
@@ -264,8 +289,10 @@ def adapter(library: str) -> Adapter:
 def way(name: str) -> tuple[Adapter, str]:
     """Return the adapter and the mode of one of `WAYS`."""
     library, _, mode = name.partition("-")
-    if mode == "kernels":
+    if name == "jax-kernels":
         return JaxKernels(adapter(library).ops), mode
+    if name in ("torch-kernels", "torch-off"):
+        return TorchKernels(adapter(library).ops, on=mode == "kernels"), mode
     return adapter(library), mode or "eager"
 
 

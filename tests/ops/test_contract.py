@@ -76,7 +76,7 @@ def test_outputs_gradients_and_moments_equal_the_oracle(name: str, case: Case) -
         check_outcome(library, outcome, case)
 
 
-@pytest.mark.parametrize(("name", "case"), pairs(*EAGER, "jax-kernels"))
+@pytest.mark.parametrize(("name", "case"), pairs(*EAGER, "jax-kernels", "torch-kernels"))
 def test_moments_equal_the_oracle(name: str, case: Case) -> None:
     library, _ = way(name)
     arrays = draw(case)
@@ -92,7 +92,7 @@ def test_moments_equal_the_oracle(name: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", REPRESENTATIVE, ids=str)
-@pytest.mark.parametrize("name", ["numpy", "tensorflow-eager", "jax-jit", "torch"])
+@pytest.mark.parametrize("name", ["numpy", "tensorflow-eager", "jax-jit", "torch", "torch-kernels"])
 def test_given_moments_change_nothing(name: str, case: Case) -> None:
     library, mode = way(name)
     arrays = draw(case)
@@ -117,7 +117,7 @@ def test_given_moments_are_used(library: str) -> None:
     assert float(lib.values(batch.count)) == 33
 
 
-@pytest.mark.parametrize(("name", "case"), pairs(*EAGER))
+@pytest.mark.parametrize(("name", "case"), pairs(*EAGER, "torch-kernels"))
 def test_inference_equals_the_oracle(name: str, case: Case) -> None:
     library, _ = way(name)
     arrays = draw(case)
