@@ -5,7 +5,8 @@ Importing this package loads no framework. The front doors are modules, loaded w
 - `homeostat.keras`: the Keras 3 layer, on Keras's TensorFlow, JAX and torch backends;
 - `homeostat.tf1`: TensorFlow 1's API on today's TensorFlow.
 
-`homeostat.kernels(False)` turns the compiled CPU kernels off.
+`homeostat.kernels(False)` turns the compiled CPU kernels off; `homeostat.allocator(keep=True)` makes
+the process keep the memory of large tensors between steps.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from homeostat.errors import (
     UnsupportedError,
 )
 from homeostat.layout import Layout
+from homeostat.memory import allocator
 from homeostat.moments import Moments, merge
 from homeostat.spec import CONVENTIONS, Activation, BatchNormSpec, Convention, RenormClipping
 
@@ -59,6 +61,7 @@ __all__ = [
     "SpecError",
     "UnsupportedError",
     "__version__",
+    "allocator",
     "keras",
     "kernels",
     "merge",
