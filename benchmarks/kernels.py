@@ -176,12 +176,21 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         key = tuple(row[name] for name in ("order", "dtype", "fused", "shape"))
         groups.setdefault(key, {})[row["allocator"], row["layer"]] = row
-    columns = ("order", "dtype", "fused", "shape", "torch, ms", "native", "Homeostat", "as it comes")
+    columns = (
+        "order",
+        "dtype",
+        "fused",
+        "shape",
+        "torch, ms",
+        "native",
+        "Homeostat",
+        "as it comes",
+    )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for key, group in groups.items():
         cells = [f"{float(group['keep', 'torch']['p50_ms']):.2f}"]
-        for at in (("keep", "native"), ("keep", "homeostat"), ("system", "homeostat")):
-            cells.append(f"{float(group[at]['speedup']):.2f}x" if at in group else "")
+        wanted = (("keep", "native"), ("keep", "homeostat"), ("system", "homeostat"))
+        cells += [f"{float(group[at]['speedup']):.2f}x" if at in group else "" for at in wanted]
         lines.append(f"| {' | '.join((*key, *cells))} |")
     return "\n".join(lines)
 

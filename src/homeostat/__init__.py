@@ -5,8 +5,8 @@ Importing this package loads no framework. The front doors are modules, loaded w
 - `homeostat.keras`: the Keras 3 layer, on Keras's TensorFlow, JAX and torch backends;
 - `homeostat.tf1`: TensorFlow 1's API on today's TensorFlow.
 
-`homeostat.kernels(False)` turns the compiled CPU kernels off; `homeostat.allocator(keep=True)` makes
-the process keep the memory of large tensors between steps.
+`homeostat.kernels(False)` turns the compiled CPU kernels off; `homeostat.allocator(keep=True)`
+makes the process keep the memory of large tensors between steps.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 _LARGEST = 2**31 - 1
 _MIB = 2**20
 _KEEPING = {_TRIM_THRESHOLD: _LARGEST, _TOP_PAD: 256 * _MIB, _MMAP_MAX: 0}
-# Where glibc's own thresholds settle in a process that frees large buffers; most mappings by default.
+# Where glibc's own thresholds settle in a process that frees large buffers.
 _USUAL = {
     _TRIM_THRESHOLD: 64 * _MIB,
     _TOP_PAD: 0,
@@ -49,7 +49,9 @@ def allocator(*, keep: bool) -> bool:
             stacklevel=2,
         )
         return False
-    return all([mallopt(name, value) == 1 for name, value in (_KEEPING if keep else _USUAL).items()])
+    wanted = _KEEPING if keep else _USUAL
+    # All of them, even where one is refused.
+    return sum(mallopt(name, value) for name, value in wanted.items()) == len(wanted)
 
 
 def _mallopt() -> ctypes._NamedFuncPointer | None:

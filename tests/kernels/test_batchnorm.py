@@ -172,7 +172,9 @@ def test_a_slope_of_0_stops_an_infinite_gradient_and_minus_0() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("slope", [None, 0.0])
-@pytest.mark.parametrize("shape", [(100_003, 24, 1), (2000, 1000, 1), (64, 40, 784), (1, 2, 500_000)])
+@pytest.mark.parametrize(
+    "shape", [(100_003, 24, 1), (2000, 1000, 1), (64, 40, 784), (1, 2, 500_000)]
+)
 def test_any_number_of_threads_gives_the_same_bits(shape: Any, slope: Any, dtype: str) -> None:
     x, dy, residual = draw(shape, dtype)
     gamma, beta = np.random.default_rng(1).normal(size=(2, shape[1]))

@@ -85,6 +85,18 @@ class NumPy(Adapter):
         return y, batch, {}
 
 
+class NumPyKernels(NumPy):
+    """NumPy with the CPU kernels for arrays of every size."""
+
+    def __init__(self, ops: Any) -> None:
+        super().__init__(ops)
+        if not importlib.import_module("homeostat.kernels").enabled():
+            pytest.skip("the CPU kernels need numba")
+
+    def scope(self, dtype: str) -> contextlib.AbstractContextManager[Any]:
+        return mock.patch("homeostat.ops.numpy.LEAST", 1)
+
+
 class TensorFlow(Adapter):
     def __init__(self, ops: Any) -> None:
         super().__init__(ops)
@@ -257,6 +269,7 @@ def fits_kernels(case: Case) -> bool:
 # operation by operation, as JAX does outside of jit.
 WAYS = {
     "numpy": CASES,
+    "numpy-kernels": CASES,
     "tensorflow-eager": CASES,
     "tensorflow-graph": REPRESENTATIVE,
     "tensorflow-unknown": REPRESENTATIVE,
@@ -289,8 +302,9 @@ def adapter(library: str) -> Adapter:
 def way(name: str) -> tuple[Adapter, str]:
     """Return the adapter and the mode of one of `WAYS`."""
     library, _, mode = name.partition("-")
-    if name == "jax-kernels":
-        return JaxKernels(adapter(library).ops), mode
+    if name in ("jax-kernels", "numpy-kernels"):
+        forced = JaxKernels if library == "jax" else NumPyKernels
+        return forced(adapter(library).ops), mode
     if name in ("torch-kernels", "torch-off"):
         return TorchKernels(adapter(library).ops, on=mode == "kernels"), mode
     return adapter(library), mode or "eager"

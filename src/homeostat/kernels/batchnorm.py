@@ -90,7 +90,12 @@ def moments(x: Array, shape: Shape, threads: int) -> tuple[Array, Array]:
 
 
 def coefficients(
-    mean: Array, variance: Array, gamma: Array | None, beta: Array | None, epsilon: float, dtype: Any
+    mean: Array,
+    variance: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    epsilon: float,
+    dtype: Any,
 ) -> Coefficients:
     """Return what turns x into z.
 

@@ -89,7 +89,7 @@ def _piece_sums(x, dy, y, mean, scale, shift, slope):
         short_g, short_centred = zero, zero
         for i in range(its_x.size):
             centred, g = widen(its_x[i]) - mean, widen(its_dy[i])
-            # Before the activation's derivative: what is computed in any case is loaded in any case.
+            # Before the activation's derivative: what is always computed is always loaded.
             product = g * centred
             if slope is not None:
                 z = multiply_add(centred, scale, shift) if y is None else widen(its_y[i])

@@ -177,7 +177,7 @@ def behind(z, value, slope):
 def _add_gradients(x, dy, y, mean, slope, scale, shift, sum_g, sum_centred):
     for j in range(x.size):
         centred, g = widen(x[j]) - mean[j], widen(dy[j])
-        # Before the activation's derivative: what is computed in any case is loaded in any case.
+        # Before the activation's derivative: what is always computed is always loaded.
         product = g * centred
         if y is not None:
             z = widen(y[j])
@@ -298,14 +298,13 @@ def sums_leaf(counter, x, dy, y, mean, scale, shift, slope, room):
     while first < last:
         at = 2 * part * channels
         one, other = room[at : at + channels], room[at + channels : at + 2 * channels]
+        its_x, its_dy = x[first:last], dy[first:last]
         if slope is None:
-            gradient_sums(x[first:last], dy[first:last], None, mean, None, None, None, one, other)
+            gradient_sums(its_x, its_dy, None, mean, None, None, None, one, other)
         elif y is None:
-            gradient_sums(x[first:last], dy[first:last], None, mean, slope, scale, shift, one, other)
+            gradient_sums(its_x, its_dy, None, mean, slope, scale, shift, one, other)
         else:
-            gradient_sums(
-                x[first:last], dy[first:last], y[first:last], mean, slope, None, None, one, other
-            )
+            gradient_sums(its_x, its_dy, y[first:last], mean, slope, None, None, one, other)
         part = take(counter)
         first, last = _bounds(part, x, channels)
 

@@ -1,4 +1,4 @@
-"""The threads that run the loops: a pool of our own, which outlives neither a fork nor its owner."""
+"""The threads that run the loops: a pool of our own, made anew after a fork."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def share(leaf: Callable[..., Any], parts: int, threads: int, *arguments: Any) -
     """Run a leaf's parts on this thread and on up to threads - 1 others; return when all are done.
 
     Args:
-        leaf: called as ``leaf(counter, *arguments)``; takes parts by the counter until none is left.
+        leaf: called as ``leaf(counter, *arguments)``; takes parts until none is left.
         parts: how many there are.
         threads: how many threads may run it, this one included.
         *arguments: what else it wants.

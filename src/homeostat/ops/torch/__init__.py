@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from homeostat.layout import Layout
 from homeostat.moments import Moments
 from homeostat.ops.arguments import check
 from homeostat.ops.torch.compiled import Compiled, Memory, loop_moments, loop_normalize
@@ -124,7 +123,7 @@ def normalize(
     mean, variance = mean.to(dtype), variance.to(dtype)
     alone = _alone()
     if alone and not _differentiates(x, mean, variance, gamma, beta, residual):
-        memory = Memory.of(x, layout, _purpose("infer", residual, call))
+        memory = Memory.of(x, layout, _purpose("infer", residual, call), residual)
         if memory is not None:
             return loop_normalize(x, mean, variance, gamma, beta, residual, memory, call)
     # The native kernel takes the moments for constants.
@@ -163,7 +162,8 @@ def normalize_batch(
         dx    = gamma * s * (g - (w / W) * (sum(g) + x_hat * sum(g * x_hat)))
 
     With replicas the two sums in dx run over all of them, while dgamma and dbeta are each
-    replica's own. Beyond statistics, x alone is kept for the backward, and y with an activation.
+    replica's own. Beyond statistics, x alone is kept for the backward, and y with an activation;
+    on the compiled loops y only with both an activation and a residual.
     Gradients of gradients are right too, except over replicas.
 
     Args:
@@ -217,7 +217,7 @@ def _on_kernels(
     call: Call,
 ) -> tuple[Tensor, Moments] | None:
     """Return y and the moments by compiled or native kernels, or None where neither takes x."""
-    how = Memory.of(x, call.layout, _purpose("train", residual, call))
+    how = Memory.of(x, call.layout, _purpose("train", residual, call), residual)
     function = Native if how is None else Compiled
     how = how or View.of(x, call.layout)
     if how is None:

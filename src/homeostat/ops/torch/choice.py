@@ -10,11 +10,17 @@ from homeostat import kernels
 # (channels "last", or "first": before other axes), the dtype and what is asked for: "train" is
 # forward and backward, "infer" the forward pass with given moments, "moments" those alone; "+" says
 # that an activation or a residual is fused in. docs/speed.md has the measurements.
+#
+# Plain float32 with the channels last is what PyTorch's own kernels are best at.
 LEAST: Mapping[tuple[str, str, str], int | None] = {
-    (order, dtype, purpose): 2**16
-    for order in ("last", "first")
-    for dtype in ("float32", "float64", "float16", "bfloat16")
-    for purpose in ("train", "train+", "infer", "infer+", "moments")
+    **{
+        (order, dtype, purpose): 2**17
+        for order in ("last", "first")
+        for dtype in ("float32", "float64", "float16", "bfloat16")
+        for purpose in ("train", "train+", "infer", "infer+", "moments")
+    },
+    ("last", "float32", "train"): None,
+    ("last", "float32", "infer"): None,
 }
 # Elements that a line of one channel must have where channels come first.
 LEAST_INNER = 32

@@ -48,14 +48,16 @@ class Memory(NamedTuple):
     shape: tuple[int, int, int]
 
     @classmethod
-    def of(cls, x: Tensor, layout: Layout, purpose: str) -> Memory | None:
+    def of(
+        cls, x: Tensor, layout: Layout, purpose: str, residual: Tensor | None = None
+    ) -> Memory | None:
         """Return how x lies, or None where the loops cannot take it, or should not."""
         dtype = DTYPES.get(x.dtype)
         if dtype is None or x.device.type != "cpu" or x.layout is not torch.strided:
             return None
-        last = layout.channel_axes[-1] == x.dim() - 1
-        if not last and not x.is_contiguous():
-            last = True
+        if residual is not None and (residual.dtype, residual.device) != (x.dtype, x.device):
+            return None
+        last = layout.channel_axes[-1] == x.dim() - 1 or not x.is_contiguous()
         memory = _memory(tuple(x.shape), layout.channel_axes, last)
         if memory is None or not prefers_loops(
             "last" if memory.shape[2] == 1 else "first", dtype, purpose, x.numel(), memory.shape[2]
@@ -195,7 +197,7 @@ def _applied(x: Tensor, residual: Tensor | None, by: Any, memory: Memory, call: 
     y, loops = memory.empty(x), _loops()
     loops.normalize(
         memory.flat(x),
-        None if residual is None else memory.flat(residual.to(x.dtype)),
+        None if residual is None else memory.flat(residual),
         memory.flat(y),
         loops.Shape(*memory.shape), by, call.slope, torch.get_num_threads(),
     )  # fmt: skip
@@ -210,7 +212,7 @@ def _gradients(
     g = None if y is None else memory.empty(x)
     dgamma, dbeta = loops.gradients(
         memory.flat(x),
-        memory.flat(dy.to(x.dtype)),
+        memory.flat(dy),
         None if y is None else memory.flat(y),
         memory.flat(dx),
         None if g is None else memory.flat(g),
