@@ -93,6 +93,8 @@ def _in_child(expected: bytes) -> None:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own() -> None:
+    # As many helpers as the pool will ever start: a copy of it starts no more.
+    torch.set_num_threads(2 + (os.cpu_count() or 1))
     expected = _forward()
     assert threads._pool is not None, "no pool: nothing to fork"
     child = multiprocessing.get_context("fork").Process(target=_in_child, args=(expected,))
