@@ -40,6 +40,12 @@ def draw(seed: int, last: bool = False) -> Any:
     return x.to(memory_format=torch.channels_last) if last else x
 
 
+# What Python, and JAX where another test has loaded it, have to say of any fork.
+forking = pytest.mark.filterwarnings(
+    "ignore:.*use of fork:DeprecationWarning", "ignore:.*os.fork.. was called:RuntimeWarning"
+)
+
+
 @pytest.fixture
 def two_threads() -> Any:
     before = torch.get_num_threads()
@@ -91,7 +97,7 @@ def _in_child(expected: bytes) -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@forking
 def test_a_forked_child_has_threads_of_its_own() -> None:
     # As many helpers as the pool will ever start: a copy of it starts no more.
     torch.set_num_threads(2 + (os.cpu_count() or 1))
@@ -118,7 +124,7 @@ class Normalized(torch.utils.data.Dataset):
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@forking
 def test_workers_of_a_data_loader_use_the_loops() -> None:
     data = Normalized()
     expected = [data[i] for i in range(len(data))]

@@ -210,8 +210,9 @@ def gradient_sums(x, dy, y, mean, slope, scale, shift, sum_g, sum_centred):
     times = rows_side_by_side(channels, WIDTH)
     width = times * channels
     m = _repeated(mean, times)
-    a = None if scale is None else _repeated(scale, times)
-    b = None if shift is None else _repeated(shift, times)
+    # Never None: numba would ask for each element whether it is.
+    a = m if scale is None else _repeated(scale, times)
+    b = m if shift is None else _repeated(shift, times)
     zero = zero_of(x)
     short_g, short_centred = _aligned(width, zero), _aligned(width, zero)
     long_g, long_centred = np.zeros(width), np.zeros(width)
@@ -221,11 +222,13 @@ def gradient_sums(x, dy, y, mean, slope, scale, shift, sum_g, sum_centred):
         short_centred[:] = zero
         for i in range(first, min(first + BLOCK * width, whole), width):
             its_x, its_dy = x[i : i + width], dy[i : i + width]
-            if y is None:
+            if y is not None:
+                its_y = y[i : i + width]
+                _add_gradients(its_x, its_dy, its_y, m, slope, None, None, short_g, short_centred)
+            elif scale is not None:
                 _add_gradients(its_x, its_dy, None, m, slope, a, b, short_g, short_centred)
             else:
-                its_y = y[i : i + width]
-                _add_gradients(its_x, its_dy, its_y, m, slope, a, b, short_g, short_centred)
+                _add_gradients(its_x, its_dy, None, m, None, None, None, short_g, short_centred)
         for j in range(width):
             long_g[j] += short_g[j]
             long_centred[j] += short_centred[j]

@@ -68,7 +68,8 @@ class Memory(NamedTuple):
 
     def flat(self, t: Tensor) -> Any:
         """Return a tensor of this shape as a flat buffer in this order; a copy only if need be."""
-        flat = t.detach().resolve_neg().permute(self.order).reshape(-1)
+        # An expanded tensor, as the gradient of a sum is, reshapes to a view without memory.
+        flat = t.detach().resolve_neg().permute(self.order).reshape(-1).contiguous()
         return flat.view(BITS.get(t.dtype, t.dtype)).numpy()
 
     def empty(self, x: Tensor) -> Tensor:
