@@ -41,13 +41,14 @@ def _of(framework: str, *others: str) -> frozenset[str]:
 
 # A room is a module with all that is inside it; the longest name that fits a module is its room.
 RULES: Mapping[str, Rule] = {
-    "": Rule(CORE, lazily=FRONT_DOORS),
+    "": Rule((*CORE, "memory"), lazily=FRONT_DOORS),
     "errors": Rule(),
     "spec": Rule(("errors",)),
     "layout": Rule(("errors",)),
     "moments": Rule(("errors", "spec", "layout")),
     "reference": Rule(CORE),
     "idx": Rule(("errors",)),
+    "memory": Rule(("errors",)),
     "kernels": Rule(("errors",), FRAMEWORKS),
     "ops": Rule(CORE),
     "ops.numpy": Rule((*CORE, "ops.arguments", "kernels")),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import layers, tf1, timing
+from benchmarks import kernels, layers, tf1, timing
 from benchmarks.steps import Arrays
 from homeostat import reference
 
@@ -77,3 +77,29 @@ def test_networks_that_train_differently_are_not_timed():
     tf1.check((step, lambda: values), (step, lambda: values))
     with pytest.raises(SystemExit, match="training is off"):
         tf1.check((step, lambda: values), (step, lambda: off))
+
+
+def test_the_documented_table_of_the_kernels_is_the_committed_measurement():
+    root = Path(__file__).parent.parent
+    with (root / "benchmarks" / "results" / "kernels.csv").open() as file:
+        table = kernels.markdown(list(csv.DictReader(file)))
+    assert table in (root / "docs" / "speed.md").read_text()
+
+
+def test_the_benchmark_of_the_kernels_writes_a_row_for_every_layer(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("numba")
+    out = tmp_path / "rows.csv"
+    command = [sys.executable, "-m", "benchmarks.kernels", "--rounds", "3", "--dtypes", "float32"]
+    command += ["--shapes", "4x64x32x32", "--orders", "last", "--allocator", "keep"]
+    result = subprocess.run(
+        [*command, "--out", str(out)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == ["copy", "torch", "native", "homeostat", "again"] * 3
+    assert {row["fused"] for row in rows} == {"none", "relu", "add+relu"}

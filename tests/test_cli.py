@@ -14,9 +14,10 @@ def test_version():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["study", "report", "run", "graph"]),
+        (["--help"], ["study", "report", "run", "graph", "warmup"]),
         (["study", "--help"], ["homeostat study lesson --data mnist", "--backend", "Exit codes"]),
         (["report", "--help"], ["homeostat report mnist-full", "without training"]),
+        (["warmup", "--help"], ["homeostat warmup --dtype float32", "Exit codes"]),
     ],
 )
 def test_help_teaches(arguments, words):

@@ -6,7 +6,8 @@ Importing this package loads no framework. The front doors are modules, loaded w
 - `homeostat.torch`: PyTorch modules, drop-in for `torch.nn.BatchNorm*`;
 - `homeostat.tf1`: TensorFlow 1's API on today's TensorFlow.
 
-`homeostat.kernels(False)` turns the compiled CPU kernels off.
+`homeostat.kernels(False)` turns the compiled CPU kernels off; `homeostat.allocator(keep=True)`
+makes the process keep the memory of large tensors between steps.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from homeostat.errors import (
     UnsupportedError,
 )
 from homeostat.layout import Layout
+from homeostat.memory import allocator
 from homeostat.moments import Moments, merge
 from homeostat.spec import CONVENTIONS, Activation, BatchNormSpec, Convention, RenormClipping
 
@@ -61,6 +63,7 @@ __all__ = [
     "SpecError",
     "UnsupportedError",
     "__version__",
+    "allocator",
     "keras",
     "kernels",
     "merge",

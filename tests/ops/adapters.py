@@ -85,6 +85,18 @@ class NumPy(Adapter):
         return y, batch, {}
 
 
+class NumPyKernels(NumPy):
+    """NumPy with the CPU kernels for arrays of every size."""
+
+    def __init__(self, ops: Any) -> None:
+        super().__init__(ops)
+        if not importlib.import_module("homeostat.kernels").enabled():
+            pytest.skip("the CPU kernels need numba")
+
+    def scope(self, dtype: str) -> contextlib.AbstractContextManager[Any]:
+        return mock.patch("homeostat.ops.numpy.LEAST", 1)
+
+
 class TensorFlow(Adapter):
     def __init__(self, ops: Any) -> None:
         super().__init__(ops)
@@ -219,6 +231,29 @@ class Torch(Adapter):
         return y, batch, dict(zip(sources, gradients, strict=True))
 
 
+class TorchKernels(Torch):
+    """PyTorch with the CPU kernels for tensors of every size, or with none."""
+
+    def __init__(self, ops: Any, on: bool) -> None:
+        super().__init__(ops)
+        self.on = on
+        self.kernels = importlib.import_module("homeostat.kernels")
+        if not self.kernels.enabled():
+            pytest.skip("the CPU kernels need numba")
+
+    def scope(self, dtype: str) -> contextlib.AbstractContextManager[Any]:
+        return kernels_for_all() if self.on else self.kernels(False)
+
+
+@contextlib.contextmanager
+def kernels_for_all() -> Any:
+    """Let the CPU kernels take every call of PyTorch's operations that they can take."""
+    choice = importlib.import_module("homeostat.ops.torch.choice")
+    every = dict.fromkeys(choice.LEAST, 0)
+    with mock.patch.multiple(choice, LEAST=every, LEAST_INNER=1):
+        yield
+
+
 ADAPTERS = {"numpy": NumPy, "tensorflow": TensorFlow, "jax": Jax, "torch": Torch}
 
 
@@ -234,6 +269,7 @@ def fits_kernels(case: Case) -> bool:
 # operation by operation, as JAX does outside of jit.
 WAYS = {
     "numpy": CASES,
+    "numpy-kernels": CASES,
     "tensorflow-eager": CASES,
     "tensorflow-graph": REPRESENTATIVE,
     "tensorflow-unknown": REPRESENTATIVE,
@@ -243,6 +279,8 @@ WAYS = {
     "jax-jit": CASES,
     "jax-kernels": [c for c in CASES if fits_kernels(c)],
     "torch": CASES,
+    "torch-kernels": CASES,
+    "torch-off": CASES,
 }
 
 
@@ -264,8 +302,11 @@ def adapter(library: str) -> Adapter:
 def way(name: str) -> tuple[Adapter, str]:
     """Return the adapter and the mode of one of `WAYS`."""
     library, _, mode = name.partition("-")
-    if mode == "kernels":
-        return JaxKernels(adapter(library).ops), mode
+    if name in ("jax-kernels", "numpy-kernels"):
+        forced = JaxKernels if library == "jax" else NumPyKernels
+        return forced(adapter(library).ops), mode
+    if name in ("torch-kernels", "torch-off"):
+        return TorchKernels(adapter(library).ops, on=mode == "kernels"), mode
     return adapter(library), mode or "eager"
 
 

@@ -19,6 +19,8 @@ from tests.messages import has_three_parts
 from tests.ops.adapters import LIBRARIES, WAYS, Adapter, adapter, pairs, way
 
 EAGER = ("numpy", "tensorflow-eager", "jax", "torch")
+FORCED = ("numpy-kernels", "torch-kernels")
+DIFFERENTIABLE = [n for n in WAYS if not n.startswith("numpy")]
 
 
 def options(case: Case) -> dict[str, Any]:
@@ -76,7 +78,9 @@ def test_outputs_gradients_and_moments_equal_the_oracle(name: str, case: Case) -
         check_outcome(library, outcome, case)
 
 
-@pytest.mark.parametrize(("name", "case"), pairs(*EAGER, "jax-kernels"))
+@pytest.mark.parametrize(
+    ("name", "case"), pairs(*EAGER, "jax-kernels", "numpy-kernels", "torch-kernels")
+)
 def test_moments_equal_the_oracle(name: str, case: Case) -> None:
     library, _ = way(name)
     arrays = draw(case)
@@ -92,7 +96,7 @@ def test_moments_equal_the_oracle(name: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", REPRESENTATIVE, ids=str)
-@pytest.mark.parametrize("name", ["numpy", "tensorflow-eager", "jax-jit", "torch"])
+@pytest.mark.parametrize("name", ["numpy", "tensorflow-eager", "jax-jit", "torch", "torch-kernels"])
 def test_given_moments_change_nothing(name: str, case: Case) -> None:
     library, mode = way(name)
     arrays = draw(case)
@@ -117,7 +121,7 @@ def test_given_moments_are_used(library: str) -> None:
     assert float(lib.values(batch.count)) == 33
 
 
-@pytest.mark.parametrize(("name", "case"), pairs(*EAGER))
+@pytest.mark.parametrize(("name", "case"), pairs(*EAGER, *FORCED))
 def test_inference_equals_the_oracle(name: str, case: Case) -> None:
     library, _ = way(name)
     arrays = draw(case)
@@ -150,7 +154,9 @@ def test_inference_equals_the_oracle(name: str, case: Case) -> None:
 
 
 # The moments given are eager tensors, which a session's graph does not take.
-@pytest.mark.parametrize("name", [n for n in WAYS if n not in ("numpy", "tensorflow-session")])
+@pytest.mark.parametrize(
+    "name", [n for n in WAYS if not n.startswith("numpy") and n != "tensorflow-session"]
+)
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_inference_is_differentiable_in_every_argument(name: str, case: Case) -> None:
     """With constant moments dx = dy * gamma * s, and mean and variance have gradients as well."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from homeostat import UnsupportedError, reference
+from tests.ops.adapters import kernels_for_all
 
 torch = pytest.importorskip("torch")
 ops = pytest.importorskip("homeostat.ops.torch")
@@ -165,6 +166,75 @@ def test_keeps_x_and_behind_an_activation_y(
     assert x.data_ptr() in sizes
     assert len(sizes) == large
     assert large == 1 or y.data_ptr() in sizes
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "with_residual", "large"),
+    [(None, False, 1), ("relu", False, 1), (None, True, 1), ("relu", True, 2)],
+)
+def test_the_loops_keep_x_alone_unless_activation_and_residual_meet(
+    activation: Any, with_residual: bool, large: int, last: bool
+) -> None:
+    pytest.importorskip("numba", reason="the CPU kernels need numba")
+    kept: list[Any] = []
+    order = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(8, 4, 5, 5).to(memory_format=order).requires_grad_()
+    options = {"residual": leaf(8, 4, 5, 5)} if with_residual else {}
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with hooks, kernels_for_all():
+        y, _ = ops.normalize_batch(x, leaf(4), axis=1, activation=activation, **options)
+    assert type(y.grad_fn).__name__ == "CompiledBackward"
+    sizes = {t.data_ptr() for t in kept if t.numel() == x.numel()}
+    assert x.data_ptr() in sizes
+    assert len(sizes) == large
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": LEAKY}, {"activation": "relu"}])
+@pytest.mark.parametrize(("shape", "axis"), [((4, 3), -1), ((4, 3, 2), 1)])
+def test_second_gradients_on_the_loops_equal_finite_differences(
+    shape: tuple[int, ...], axis: int, options: dict[str, Any]
+) -> None:
+    pytest.importorskip("numba", reason="the CPU kernels need numba")
+    double = torch.float64
+    x, residual = leaf(*shape, dtype=double), leaf(*shape, dtype=double)
+    gamma, beta = leaf(3, dtype=double), leaf(3, dtype=double)
+
+    def with_residual(x: Any, gamma: Any, beta: Any, residual: Any) -> Any:
+        return ops.normalize_batch(x, gamma, beta, residual=residual, axis=axis, **options)[0]
+
+    def without(x: Any, gamma: Any, beta: Any) -> Any:
+        return ops.normalize_batch(x, gamma, beta, axis=axis, **options)[0]
+
+    with kernels_for_all():
+        assert type(without(x, gamma, beta).grad_fn).__name__ == "CompiledBackward"
+        assert torch.autograd.gradcheck(with_residual, (x, gamma, beta, residual))
+        assert torch.autograd.gradgradcheck(with_residual, (x, gamma, beta, residual))
+        assert torch.autograd.gradgradcheck(without, (x, gamma, beta))
+
+
+def test_the_loops_leave_what_is_watched_and_what_is_more_than_a_tensor() -> None:
+    pytest.importorskip("numba", reason="the CPU kernels need numba")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Special(torch.Tensor):
+        """A tensor with a life of its own."""
+
+    def taken(x: Any, **options: Any) -> bool:
+        y, _ = ops.normalize_batch(x.requires_grad_(), **options)
+        return type(y.grad_fn).__name__ == "CompiledBackward"
+
+    x = torch.randn(8, 3)
+    with kernels_for_all():
+        assert taken(x)
+        assert not taken(x.as_subclass(Special))
+        assert not taken(x.detach().bfloat16(), residual=x)
+        assert not taken(x, weights=torch.ones(8))
+        with FlopCounterMode(display=False):
+            assert not taken(x)
+        with ops.choice.kernels(False):
+            assert not taken(x)
+    assert not taken(x)
 
 
 def test_keeps_nothing_without_gradients() -> None:

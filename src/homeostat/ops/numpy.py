@@ -1,18 +1,30 @@
-"""Batch normalization on NumPy arrays: forward only, since NumPy has no gradients."""
+"""Batch normalization on NumPy arrays: forward only, since NumPy has no gradients.
+
+Large unweighted arrays whose memory has no gaps run on the compiled CPU loops, where there are any.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from homeostat import kernels
 from homeostat.layout import Layout
 from homeostat.moments import Moments
 from homeostat.ops.arguments import check, statistics_dtype
 from homeostat.spec import Activation
 
 Array = Any
+
+# Elements from which on the compiled loops take an array; below, NumPy is about as fast.
+LEAST = 2**14
+# Elements as the loops take them.
+BITS = {"float16": np.uint16, "bfloat16": np.int16}
 
 # NaN and infinity go through as in every other library, without a warning for each operation.
 _QUIET = np.errstate(invalid="ignore", over="ignore")
@@ -104,6 +116,10 @@ def normalize(
     )  # fmt: skip
     statistics = np.dtype(statistics_dtype(x))
     mean, variance = mean.astype(statistics), variance.astype(statistics)
+    act = Activation.of(activation)
+    if _fits_loops(x, layout) and (residual is None or _alike(residual, x)):
+        slope = None if act is None else act.negative_slope
+        return _by_loops(x, mean, variance, gamma, beta, residual, layout, epsilon, slope)
     a = 1.0 / np.sqrt(variance + statistics.type(epsilon))
     if gamma is not None:
         a = a * np.asarray(gamma).astype(statistics)
@@ -113,7 +129,6 @@ def normalize(
         z += _spread(np.asarray(beta).astype(statistics), layout)
     if residual is not None:
         z += np.asarray(residual)
-    act = Activation.of(activation)
     if act is not None:
         # Not 0 * z for relu, which is -0.0 or, for an infinite z, NaN.
         below = statistics.type(act.negative_slope) * z if act.negative_slope else 0
@@ -189,6 +204,10 @@ def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
     if x.size == 0:
         zeros = np.zeros(layout.channel_shape, statistics)
         return Moments(0, zeros, zeros)
+    if weights is None and _fits_loops(x, layout):
+        found = _loops().moments(_flat(x), _divided(layout), _threads())
+        shape = layout.known_channel_shape
+        return Moments(layout.count, *(part.astype(statistics).reshape(shape) for part in found))
     if weights is None:
         w, count = None, layout.count
     else:
@@ -206,6 +225,63 @@ def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
     variance = _total(centred * centred, w, axes) / divisor - offset**2
     mean = mean.astype(statistics).astype(np.float64) + offset
     return Moments(count, mean.astype(statistics), np.maximum(variance, 0).astype(statistics))
+
+
+def _fits_loops(x: Array, layout: Layout) -> bool:
+    axes = layout.channel_axes
+    together = axes[-1] - axes[0] + 1 == len(axes)
+    dense = x.size >= LEAST and together and x.flags.c_contiguous and x.dtype.isnative
+    return dense and kernels.enabled()
+
+
+def _alike(residual: Array, x: Array) -> bool:
+    return residual.dtype == x.dtype and residual.flags.c_contiguous
+
+
+@functools.cache
+def _loops() -> Any:
+    """Return the module of the loops, which needs numba."""
+    from homeostat.kernels import batchnorm
+
+    return batchnorm
+
+
+def _divided(layout: Layout) -> Any:
+    shape = [n or 0 for n in layout.shape]
+    first, last = layout.channel_axes[0], layout.channel_axes[-1]
+    parts = (shape[:first], shape[first : last + 1], shape[last + 1 :])
+    return _loops().Shape(*(math.prod(part) for part in parts))
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(-1).view(BITS.get(x.dtype.name, x.dtype))
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _by_loops(
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    residual: Array | None,
+    layout: Layout,
+    epsilon: float,
+    slope: float | None,
+) -> Array:
+    def channels(values: Array | None) -> Array | None:
+        return None if values is None else np.asarray(values).astype(np.float64).reshape(-1)
+
+    by = _loops().coefficients(
+        *(channels(values) for values in (mean, variance, gamma, beta)), epsilon, mean.dtype
+    )
+    y = np.empty_like(x, order="C")
+    given = None if residual is None else _flat(residual)
+    _loops().normalize(_flat(x), given, _flat(y), _divided(layout), by, slope, _threads())
+    return y
 
 
 def _total(values: Array, weights: Array | None, axes: tuple[int, ...]) -> Array:

@@ -1,6 +1,7 @@
 """Batch normalization on PyTorch tensors, with a hand-written backward.
 
-In eager mode on CPU and CUDA the unweighted, local case runs on PyTorch's native kernels; weights,
+In eager mode on CPU and CUDA the unweighted, local case runs on PyTorch's native kernels, or on a
+CPU, where they are faster, on compiled loops (`choice`); weights,
 statistics over replicas and scattered channel axes run on one plain path of tensor operations.
 `torch.compile` and the transforms of `torch.func` get a differentiable formula instead.
 """
@@ -13,9 +14,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from homeostat.layout import Layout
 from homeostat.moments import Moments
 from homeostat.ops.arguments import check
+from homeostat.ops.torch.compiled import Compiled, Memory, loop_moments, loop_normalize
 from homeostat.ops.torch.elements import (
     AllReduce,
     Call,
@@ -66,9 +67,13 @@ def moments(
     """
     layout = check(x, axis, weights=weights)
     x = x.detach()
-    view = _native_view(x, layout, weights, all_reduce)
-    if view is not None:
-        return native_moments(x, view, layout)
+    if _alone(weights, all_reduce):
+        memory = Memory.of(x, layout, "moments")
+        if memory is not None:
+            return loop_moments(x, memory, layout)
+        view = View.of(x, layout)
+        if view is not None:
+            return native_moments(x, view, layout)
     return plain_moments(x, weights, layout, all_reduce)
 
 
@@ -118,6 +123,11 @@ def normalize(
     call = Call(layout, epsilon, slope_of(activation))
     dtype = statistics(x)
     mean, variance = mean.to(dtype), variance.to(dtype)
+    alone = _alone()
+    if alone and not _differentiates(x, mean, variance, gamma, beta, residual):
+        memory = Memory.of(x, layout, _purpose("infer", residual, call), residual)
+        if memory is not None:
+            return loop_normalize(x, mean, variance, gamma, beta, residual, memory, call)
     # The native kernel takes the moments for constants.
     constant = not (mean.requires_grad or variance.requires_grad)
     exact = residual is None or x.dtype == dtype
@@ -127,7 +137,7 @@ def normalize(
             x, mean, variance, flat(gamma, dtype), flat(beta, dtype), eps=epsilon
         )
         return activated(y if residual is None else y + residual, call.slope)
-    view = _native_view(x, layout) if constant else None
+    view = View.of(x, layout) if alone and constant else None
     if view is None or ill_conditioned(mean, variance):
         centred = x.to(dtype) - spread(mean, layout)
         scale = torch.rsqrt(variance + epsilon)
@@ -161,7 +171,8 @@ def normalize_batch(
         dx    = gamma * s * (g - (w / W) * (sum(g) + x_hat * sum(g * x_hat)))
 
     With replicas the two sums in dx run over all of them, while dgamma and dbeta are each
-    replica's own. Beyond statistics, x alone is kept for the backward, and y with an activation.
+    replica's own. Beyond statistics, x alone is kept for the backward, and y with an activation;
+    on the compiled loops y only with both an activation and a residual.
     Gradients of gradients are right too, except over replicas.
 
     Args:
@@ -197,21 +208,44 @@ def normalize_batch(
     if all_reduce is None if torch.compiler.is_compiling() else _transformed():
         y, found = differentiable(x, gamma, beta, residual, weights, call)
         return y, found if batch is None else batch
-    view = _native_view(x, layout, weights, all_reduce)
-    if view is not None:
-        y, mean, variance = Native.apply(x, gamma, beta, residual, batch, view, call)
-        return y, Moments(layout.count, mean, variance) if batch is None else batch
+    if _alone(weights, all_reduce):
+        done = _on_kernels(x, gamma, beta, residual, batch, call)
+        if done is not None:
+            return done
     if batch is None:
         batch = plain_moments(x, weights, layout, all_reduce)
     return Plain.apply(x, gamma, beta, residual, weights, batch, call), batch
 
 
-def _native_view(
-    x: Tensor, layout: Layout, weights: Tensor | None = None, all_reduce: AllReduce | None = None
-) -> View | None:
-    if weights is not None or all_reduce is not None or torch.compiler.is_compiling():
+def _on_kernels(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    batch: Moments | None,
+    call: Call,
+) -> tuple[Tensor, Moments] | None:
+    """Return y and the moments by compiled or native kernels, or None where neither takes x."""
+    how = Memory.of(x, call.layout, _purpose("train", residual, call), residual)
+    function = Native if how is None else Compiled
+    how = how or View.of(x, call.layout)
+    if how is None:
         return None
-    return None if _transformed() else View.of(x, layout)
+    y, mean, variance = function.apply(x, gamma, beta, residual, batch, how, call)
+    return y, Moments(call.layout.count, mean, variance) if batch is None else batch
+
+
+def _purpose(what: str, residual: Tensor | None, call: Call) -> str:
+    return what if residual is None and call.slope is None else f"{what}+"
+
+
+def _differentiates(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _alone(weights: Tensor | None = None, all_reduce: AllReduce | None = None) -> bool:
+    """Return whether the unweighted moments of this process are asked for, in eager mode."""
+    return weights is None and all_reduce is None and not _exported() and not _transformed()
 
 
 def _exported() -> bool:

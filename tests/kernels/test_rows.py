@@ -1,4 +1,4 @@
-"""The CPU kernels' loops, against float64 on NumPy."""
+"""The loops over rows of channels, against float64 on NumPy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba", reason="the CPU kernels need numba")
-cpu = pytest.importorskip("homeostat.kernels.cpu")
+loops = pytest.importorskip("homeostat.kernels.rows")
 
 # Wide rows that are whole, that leave a rest, that are one row, less than four of them, and more
 # than one block.
@@ -17,7 +17,7 @@ SHAPES = [(1, 1), (3, 5), (64, 16), (4, 1024), (257, 1024), (1000, 3), (5000, 64
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, spread = np.full((2, x.shape[1]), np.nan)
-    cpu.moments(x.ravel(), x.shape[1], mean, spread)
+    loops.moments(x.ravel(), x.shape[1], mean, spread)
     return mean, spread / len(x)
 
 
@@ -77,7 +77,7 @@ def test_gradient_sums_equal_numpy(shape: Any, slope: float | None, through_y: b
     sums = np.full((2, shape[1]), np.nan)
     y = np.maximum(z, 0).ravel() if through_y and slope is not None else None
     recomputed = slope is not None and y is None
-    cpu.gradient_sums(
+    loops.gradient_sums(
         x.ravel(), dy.ravel(), y, mean, None if slope is None else np.float32(slope),
         scale if recomputed else None, shift if recomputed else None, *sums,
     )  # fmt: skip
@@ -92,15 +92,15 @@ def test_a_slope_of_0_stops_what_is_not_finite() -> None:
     x, dy = np.float32([1, -1]), np.float32([2, np.inf])
     one, sums = np.ones(1, np.float32), np.empty((2, 1))
     zero = np.zeros(1, np.float32)
-    cpu.gradient_sums(x, dy, None, zero, np.float32(0), one, zero, *sums)
+    loops.gradient_sums(x, dy, None, zero, np.float32(0), one, zero, *sums)
     assert sums.tolist() == [[2.0], [2.0]]
 
 
 @pytest.mark.parametrize(("rows", "channels"), [(1, 1), (10**6, 64), (128, 1024), (10**7, 3)])
 def test_parts_cover_the_rows(rows: int, channels: int) -> None:
-    size = cpu.rows_per_part(rows, channels)
+    size = loops.rows_per_part(rows, channels)
     parts = -(-rows // size)
-    assert 1 <= parts <= cpu.MOST_PARTS
+    assert 1 <= parts <= loops.MOST_PARTS
     assert size % 4 == 0
-    if rows * channels >= 4 * cpu.PART_ELEMENTS:
+    if rows * channels >= 4 * loops.PART_ELEMENTS:
         assert parts > 1

@@ -1,0 +1,80 @@
+"""How the loops are compiled: without the interpreter's lock, once, and kept on disk.
+
+No function is compiled with fast maths: sums of (x - mean) need their order and their NaN, and the
+backward computes the sign of an output again, to the last bit. What may be added up in any order
+says so by itself (`elements.add`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import cfunc, njit
+from numba.core import event
+
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
+
+
+def _digest() -> str:
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+# Loops of one file call those of another, and numba looks at one file only to tell whether what it
+# kept is still new. It keeps it under the function's name.
+_VERSION = _digest()
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function on its first call with arguments of new types."""
+    return _kept(lambda cache: njit(cache=cache, **_OPTIONS)(_named(function)))
+
+
+def c_function(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function at once, to be called by its address."""
+    return lambda function: _kept(lambda cache: cfunc(*signature, cache=cache)(_named(function)))
+
+
+def _named(function: Callable[..., Any]) -> Callable[..., Any]:
+    if not function.__qualname__.endswith(_VERSION):
+        function.__qualname__ += f"-{_VERSION}"
+    return function
+
+
+def _kept(decorate: Callable[[bool], Any]) -> Any:
+    try:
+        return decorate(True)
+    except RuntimeError as error:
+        # There is no folder that numba may write to.
+        if "cannot cache" not in str(error):
+            raise
+        return decorate(False)
+
+
+class _Announcement(event.Listener):
+    """Says, once a process, that a pause is for compiling."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        function = getattr(event.data.get("dispatcher"), "py_func", None)
+        ours = str(getattr(function, "__module__", "")).startswith("homeostat.")
+        if ours and not self.said:
+            self.said = True
+            logging.getLogger("homeostat").warning(
+                "Homeostat compiles its CPU kernels: a few seconds, once for this machine. "
+                "`homeostat warmup` does it ahead."
+            )
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+
+event.register("numba:compile", _Announcement())

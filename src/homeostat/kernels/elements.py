@@ -1,0 +1,197 @@
+"""One element of any dtype as the loops see it: float32, or float64 for float64.
+
+NumPy has no bfloat16 and numba's CPU no float16, so both come as integers of their bits: float16 as
+uint16, bfloat16 as int16. Shifts and selections turn them into float32 and back, rounded to the
+nearest even, which compilers vectorize on any machine.
+
+Each function has two bodies: what runs without the compiler, and what is compiled, by dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+FLOAT16, BFLOAT16 = np.dtype(np.uint16), np.dtype(np.int16)
+_WITHIN = {"jit_options": {"error_model": "numpy", "nogil": True}, "inline": "never"}
+
+# The exponents of float16 are biased by 15 and those of float32 by 127.
+_REBIAS = np.float32(2.0**112)
+_INFINITE = np.float32(65536.0)
+# Adding it leaves a subnormal float16 in the lowest bits, rounded.
+_SUBNORMAL = np.float32(0.5)
+
+
+def widen(value: Any) -> Any:
+    """Return an element as float32, or float64 as it is."""
+    if isinstance(value, np.uint16):
+        return np.float32(value.view(np.float16))
+    if isinstance(value, np.int16):
+        return (np.uint32(value.view(np.uint16)) << np.uint32(16)).view(np.float32)
+    return value
+
+
+def narrow(value: Any, array: Any) -> Any:
+    """Return a float as an element of an array, rounded to the nearest even."""
+    if array.dtype == FLOAT16:
+        with np.errstate(over="ignore"):
+            return np.float16(value).view(np.uint16)
+    if array.dtype == BFLOAT16:
+        if value != value:
+            return np.int16(0x7FC0)
+        bits = int(np.float32(value).view(np.uint32))
+        return np.uint16(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF).view(np.int16)
+    return value
+
+
+def zero_of(array: Any) -> Any:
+    """Return 0 in the dtype of an array's statistics."""
+    return np.float64(0) if array.dtype == np.float64 else np.float32(0)
+
+
+def add(total: Any, value: Any) -> Any:
+    """Return total + value, for sums whose order the compiler may choose, and nothing else."""
+    return total + value
+
+
+def multiply_add(value: Any, factor: Any, addend: Any) -> Any:
+    """Return value * factor + addend, rounded once on a machine that can do so, as XLA does."""
+    return value * factor + addend
+
+
+def choose(condition: Any, value: Any, otherwise: Any) -> Any:
+    """Return one of two values, both computed: a branch would make loads wait for its outcome."""
+    return value if condition else otherwise
+
+
+def take(counter: Any) -> Any:
+    """Return the counter's number and move it on, in one step that no thread can come between."""
+    value = counter[0]
+    counter[0] = value + 1
+    return value
+
+
+def _cast(given: Any, wanted: Any, result: Any) -> Any:
+    @intrinsic
+    def cast(context: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], wanted)
+
+        return result(given), generate
+
+    return cast
+
+
+_bits = _cast(types.float32, ir.IntType(32), types.uint32)
+_float = _cast(types.uint32, ir.FloatType(), types.float32)
+
+
+@intrinsic
+def _add_in_any_order(context: Any, total: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fadd(*arguments, flags=("reassoc",))
+
+    return total(total, total), generate
+
+
+@intrinsic
+def _fused(context: Any, value: Any, factor: Any, addend: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        product = builder.fmul(*arguments[:2], flags=("contract",))
+        return builder.fadd(product, arguments[2], flags=("contract",))
+
+    return value(value, value, value), generate
+
+
+@intrinsic
+def _select(context: Any, condition: Any, value: Any, otherwise: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return value(types.boolean, value, value), generate
+
+
+@intrinsic
+def _fetch_add(context: Any, counter: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
+        one = ir.Constant(ir.IntType(64), 1)
+        return builder.atomic_rmw("add", array.data, one, "seq_cst")
+
+    return types.int64(counter), generate
+
+
+@overload(widen, **_WITHIN)
+def _widen(value):
+    if value == types.uint16:
+
+        def from_float16(value):
+            size = _float(np.uint32((np.uint32(value) & 0x7FFF) << 13)) * _REBIAS
+            bits = _bits(size)
+            bits = bits | np.uint32(0x7F800000) if size >= _INFINITE else bits
+            return _float(np.uint32(bits | (np.uint32(value & 0x8000) << 16)))
+
+        return from_float16
+    if value == types.int16:
+        return lambda value: _float(np.uint32(np.uint32(value) << 16))
+    return lambda value: value
+
+
+@overload(narrow, **_WITHIN)
+def _narrow(value, array):
+    if array.dtype == types.uint16:
+
+        def to_float16(value, array):
+            bits = _bits(np.float32(value))
+            sign = np.uint32(bits & 0x80000000)
+            size = np.uint32(bits ^ sign)
+            small = np.uint32(_bits(_float(size) + _SUBNORMAL) - _bits(_SUBNORMAL))
+            odd = np.uint32((size >> 13) & 1)
+            normal = np.uint32(np.uint32(size - 0x38000000 + 0xFFF + odd) >> 13)
+            half = small if size < np.uint32(0x38800000) else normal
+            half = np.uint32(0x7C00) if size >= np.uint32(0x47800000) else half
+            half = np.uint32(0x7E00) if size > np.uint32(0x7F800000) else half
+            return np.uint16(half | np.uint32(sign >> 16))
+
+        return to_float16
+    if array.dtype == types.int16:
+
+        def to_bfloat16(value, array):
+            bits = _bits(np.float32(value))
+            rounded = np.uint32(np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+            return np.int16(np.uint32(0x7FC0) if value != value else rounded)
+
+        return to_bfloat16
+    return lambda value, array: value
+
+
+@overload(zero_of, **_WITHIN)
+def _zero_of(array):
+    if array.dtype == types.float64:
+        return lambda array: np.float64(0)
+    return lambda array: np.float32(0)
+
+
+@overload(add, **_WITHIN)
+def _add(total, value):
+    return lambda total, value: _add_in_any_order(total, value)
+
+
+@overload(multiply_add, **_WITHIN)
+def _multiply_add(value, factor, addend):
+    return lambda value, factor, addend: _fused(value, factor, addend)
+
+
+@overload(choose, **_WITHIN)
+def _choose(condition, value, otherwise):
+    return lambda condition, value, otherwise: _select(condition, value, otherwise)
+
+
+@overload(take, **_WITHIN)
+def _take(counter):
+    return lambda counter: _fetch_add(counter)
