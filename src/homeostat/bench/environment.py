@@ -1,4 +1,4 @@
-"""Where rows are measured, told without importing a framework, and what a process is started with."""
+"""Where rows are measured, told without loading a framework, and how a process is started."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def variables(environment: Environment) -> dict[str, str]:
 
 
 def confine(threads: int) -> None:
-    """Keep this process on so many cores: that counts whatever a framework makes of its settings."""
+    """Keep this process on so many cores, whatever a framework makes of its settings."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 

@@ -1,4 +1,4 @@
-"""What a framework's process is asked to measure, one job at a time, and the rows that answer it."""
+"""What a framework's process is asked to measure, job by job, and the rows that answer it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _try(column: Column, check: Callable[[], Any]) -> tuple[Any, str, str]:
         return None, "missing", column.missing
     try:
         found = check()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         # What a column cannot do is its own dash; the others go on.
         return None, "failed", f"{type(error).__name__}: {_first_line(error)}"
     return (None, "wrong", found) if isinstance(found, str) else (found, "measured", "")

@@ -52,9 +52,7 @@ def _outputs(shape: tuple[int, ...], dtype: str, form: str, training: bool) -> R
     inputs = make_inputs(case)
     x, _, _, gamma, beta, mean, variance = inputs
     if not training:
-        return {
-            "y": reference.normalize(x, mean, variance, gamma, beta, **_options(case, inputs))
-        }
+        return {"y": reference.normalize(x, mean, variance, gamma, beta, **_options(case, inputs))}
     return {"y": reference.normalize_batch(x, gamma, beta, **_options(case, inputs))[0]}
 
 

@@ -75,7 +75,7 @@ def by_environment(rows: Sequence[Row]) -> dict[Environment, list[Row]]:
 
 def names_of(rows: Sequence[Any]) -> list[str]:
     """Return the columns in their order, controls apart."""
-    return [name for name in dict.fromkeys(row.column for row in _in_order(rows))]
+    return list(dict.fromkeys(row.column for row in _in_order(rows)))
 
 
 def _in_order(rows: Sequence[Any]) -> list[Any]:
