@@ -14,7 +14,8 @@ def test_version():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["study", "report", "run", "graph"]),
+        (["--help"], ["study", "report", "bench", "run", "graph"]),
+        (["bench", "--help"], ["homeostat bench --quick", "--allocator", "Exit codes"]),
         (["study", "--help"], ["homeostat study lesson --data mnist", "--backend", "Exit codes"]),
         (["report", "--help"], ["homeostat report mnist-full", "without training"]),
     ],
@@ -38,7 +39,10 @@ finally:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["study", "--help"], ["report", "--help"], ["run", "--help"], ["graph", "--help"]],
+    [
+        [*command, "--help"]
+        for command in ([], ["study"], ["report"], ["bench"], ["run"], ["graph"])
+    ],
 )
 def test_help_loads_no_framework(arguments):
     run = run_python("-c", LOADED, *arguments)
