@@ -47,7 +47,7 @@ class TrainingStep:
         loss = self._loss(self._model, self._images)
         loss.backward()
         self._optimizer.step()
-        return float(loss)
+        return loss.item()
 
     def saved(self) -> int:
         """Return the bytes that a step keeps for its backward, weights apart."""
@@ -85,4 +85,4 @@ class TrainingStep:
     def _gradients(self, model: nn.Module, images: torch.Tensor) -> tuple[float, torch.Tensor]:
         loss = self._loss(model, images)
         gradients = torch.autograd.grad(loss, [*model.parameters()])
-        return float(loss), torch.cat([gradient.double().flatten() for gradient in gradients])
+        return loss.item(), torch.cat([gradient.double().flatten() for gradient in gradients])
