@@ -7,6 +7,11 @@ import pytest
 from tests.command import run_homeostat
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What takes long comes first, so that no process is left alone with it.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short lesson on the digits: 16 networks, 60 steps each."""

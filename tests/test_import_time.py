@@ -97,6 +97,13 @@ def test_a_missing_framework_names_the_extra(statement: str, absent: list[str]) 
     assert "pip install 'homeostat[tensorflow]'" in said
 
 
+def test_missing_pytorch_names_the_extra() -> None:
+    code = WITHOUT.format(absent=["torch"], statement="homeostat.torch")
+    said = run(code, SOURCE.parent)
+    assert said.startswith("MissingExtraError homeostat.torch needs the package 'torch'")
+    assert "pip install 'homeostat[torch]'" in said
+
+
 def test_a_fault_of_our_own_is_not_called_a_missing_extra() -> None:
     code = WITHOUT.format(absent=["keras"], statement="import homeostat.keras.nonsense")
     assert run(code, SOURCE.parent).startswith("ModuleNotFoundError")

@@ -285,6 +285,27 @@ def test_a_batch_that_is_left_out_leaves_renorms_variance() -> None:
     assert new.variance[0] == new.stddev[0] ** 2 - 0.5
 
 
+def test_renorm_without_a_standard_deviation_of_its_own_takes_the_variance() -> None:
+    spec = BatchNormSpec(momentum=0.5, renorm=True, epsilon=1.0)
+    batch = Moments(4, np.array([2.0, 4.0]), np.array([8.0, 0.0]))
+    variance = np.array([8.0, 3.0])
+    kept = advance(state_of(variance=variance, stddev=np.array([3.0, 2.0])), batch, spec, np)
+    derived = advance(state_of(variance=variance, stddev=None), batch, spec, np)
+    assert derived.stddev is None
+    assert derived.variance.tolist() == kept.variance.tolist() == [8.0, 1.25]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"zero_debias": True}, {"renorm": True}], ids=str
+)
+def test_a_batch_known_to_be_finite_moves_all_the_same(options: dict[str, Any]) -> None:
+    spec = BatchNormSpec(**options)
+    batch = Moments(4, np.array([2.0, 4.0]), np.array([8.0, 0.5]))
+    asked, told = (advance(state_of(), batch, spec, np, finite=f) for f in (False, True))
+    for name, a, b in zip(asked._fields, asked, told, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
 def test_renorms_correction_goes_into_gamma_and_beta() -> None:
     x_hat, gamma, beta = np.array([-1.0, 0.5]), np.array([2.0, 3.0]), np.array([0.25, 0.5])
     correction = RenormCorrection(np.array([1.5, 0.5]), np.array([0.125, -1.0]))

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_tf1_front_door() -> None:
     pytest.importorskip("tensorflow")
     pytest.importorskip("tf_keras")

@@ -3,6 +3,7 @@
 Importing this package loads no framework. The front doors are modules, loaded when first used:
 
 - `homeostat.keras`: the Keras 3 layer, on Keras's TensorFlow, JAX and torch backends;
+- `homeostat.torch`: PyTorch modules, drop-in for `torch.nn.BatchNorm*`;
 - `homeostat.tf1`: TensorFlow 1's API on today's TensorFlow.
 
 `homeostat.kernels(False)` turns the compiled CPU kernels off.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from homeostat import keras as keras
     from homeostat import kernels as kernels
     from homeostat import tf1 as tf1
+    from homeostat import torch as torch
 
 __version__ = "0.1.0"
 
@@ -63,10 +65,11 @@ __all__ = [
     "kernels",
     "merge",
     "tf1",
+    "torch",
 ]
 
 # Modules that are loaded when first used, and the extra that each needs.
-_MODULES = {"keras": "tensorflow", "kernels": "cpu", "tf1": "tf1"}
+_MODULES = {"keras": "tensorflow", "kernels": "cpu", "tf1": "tf1", "torch": "torch"}
 
 
 def __getattr__(name: str) -> Any:

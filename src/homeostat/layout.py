@@ -46,7 +46,8 @@ class Layout:
         Raises:
             ShapeError: an axis is out of range or named twice, or no axis is left to average over.
         """
-        shape = tuple(None if size is None else int(size) for size in shape)
+        # Symbols, as torch.export has them, are kept; NumPy's integers are not.
+        shape = tuple(_size(n) for n in shape)
         axes: tuple[int, ...] = tuple(axis) if isinstance(axis, Iterable) else (axis,)
         rank = len(shape)
         if rank == 0:
@@ -212,6 +213,10 @@ class Layout:
         groups = None if batch is None else batch // virtual_batch_size
         view = (virtual_batch_size, groups, *self.shape[1:])
         return view, Layout(view, (1, *(a + 1 for a in self.channel_axes)))
+
+
+def _size(n: Any) -> Any:
+    return n if isinstance(n, int | None) or hasattr(n, "node") else int(n)
 
 
 def _same(a: int | None, b: int | None) -> bool:

@@ -46,10 +46,15 @@ def sample_correction(count: Array, xp: Any) -> Array:
         count: elements per channel: a number or an array.
         xp: the array namespace.
     """
-    if isinstance(count, int | float):
+    if _is_number(count):
         return count / (count - 1) if count > 1 else 1.0
     divisor = xp.where(count > 1, count - 1, 1)
     return xp.where(count > 1, count / divisor, xp.ones_like(count))
+
+
+def _is_number(count: Array) -> bool:
+    """Return whether a count is a number, or a compiler's symbol of one, and no array."""
+    return isinstance(count, int | float) or not hasattr(count, "shape")
 
 
 def merge(first: Moments, second: Moments, xp: Any) -> Moments:
@@ -81,7 +86,7 @@ def merge(first: Moments, second: Moments, xp: Any) -> Moments:
             "merge: expected the same channels in both. Merge moments of the same layer only."
         )
     count = first.count + second.count
-    if isinstance(count, int | float):
+    if _is_number(count):
         share = second.count / count if count > 0 else 0.0
     else:
         share = xp.where(count > 0, second.count / xp.where(count > 0, count, 1), 0.0)
@@ -191,7 +196,8 @@ class MovingStatistics(NamedTuple):
         variance: moving variance.
         updates: updates that each channel took, floating; None where nothing counts them.
         skipped: updates that each channel left out because the batch was not finite, or None.
-        stddev: with renorm, the moving standard deviation, from which the variance derives.
+        stddev: with renorm, the moving standard deviation, from which the variance derives; None
+            where it is taken from the variance.
         renorm_mean: the mean that renorm corrects towards.
         renorm_stddev: the standard deviation that renorm corrects towards.
     """
@@ -206,7 +212,12 @@ class MovingStatistics(NamedTuple):
 
 
 def advance(
-    state: MovingStatistics, batch: Moments, spec: BatchNormSpec, xp: Any
+    state: MovingStatistics,
+    batch: Moments,
+    spec: BatchNormSpec,
+    xp: Any,
+    *,
+    finite: bool = False,
 ) -> MovingStatistics:
     """Move the statistics towards a batch, channel by channel.
 
@@ -221,29 +232,35 @@ def advance(
         batch: the batch's moments.
         spec: the batch norm's options.
         xp: the array namespace.
+        finite: whether the caller knows the batch to be finite in every channel, and not empty;
+            nothing is chosen channel by channel then.
     """
-    applied, skipped = _verdict(batch, spec, xp)
+    applied, skipped = (None, None) if finite else _verdict(batch, spec, xp)
     average = Average.of(spec)
     updates = 0 if state.updates is None else state.updates
 
+    def taken(old: Array, value: Array) -> Array:
+        return value if applied is None else xp.where(applied, value, old)
+
     def moved(average: Average, old: Array, value: Array) -> Array:
-        return xp.where(applied, average.step(old, value, updates), old)
+        return taken(old, average.step(old, value, updates))
 
     variance = batch.sample_variance(xp) if spec.stored_variance == "sample" else batch.variance
     new = state._replace(mean=moved(average, state.mean, batch.mean))
     if state.updates is not None:
-        new = new._replace(updates=xp.where(applied, state.updates + 1, state.updates))
-    if state.skipped is not None:
+        new = new._replace(updates=taken(state.updates, state.updates + 1))
+    if state.skipped is not None and skipped is not None:
         new = new._replace(skipped=xp.where(skipped, state.skipped + 1, state.skipped))
     if not spec.renorm:
         return new._replace(variance=moved(average, state.variance, variance))
     renorm = Average(spec.renorm_momentum)
-    stddev = moved(average, state.stddev, xp.sqrt(variance + spec.epsilon))
+    old = xp.sqrt(state.variance + spec.epsilon) if state.stddev is None else state.stddev
+    stddev = moved(average, old, xp.sqrt(variance + spec.epsilon))
     derived = stddev * stddev - spec.epsilon
     derived = xp.where(derived > 0, derived, xp.zeros_like(derived))
     return new._replace(
-        variance=xp.where(applied, derived, state.variance),
-        stddev=stddev,
+        variance=taken(state.variance, derived),
+        stddev=None if state.stddev is None else stddev,
         renorm_mean=moved(renorm, state.renorm_mean, batch.mean),
         renorm_stddev=moved(renorm, state.renorm_stddev, xp.sqrt(batch.variance + spec.epsilon)),
     )
@@ -281,7 +298,7 @@ def _verdict(batch: Moments, spec: BatchNormSpec, xp: Any) -> tuple[Array, Array
     """Return, for each channel, whether the batch is taken, and whether it is skipped."""
     finite = finite_channels(batch, xp)
     guarded = spec.nonfinite != "propagate"
-    if guarded and isinstance(batch.count, int) and batch.count > 0:
+    if guarded and _is_number(batch.count) and batch.count > 0:
         return finite, ~finite
     filled = batch.count > 0
     if guarded:

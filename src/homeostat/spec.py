@@ -24,7 +24,8 @@ STORED_VARIANCES = ("population", "sample")
 
 
 def _real(name: str, value: Any, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(float(value)):
+    # NaN alone differs from itself; `math.isnan` takes no symbol of a compiler.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
         raise SpecError(f"{name}={value!r} is not a number: expected {expected}. Pass a number.")
     return float(value)
 
@@ -36,7 +37,7 @@ def check_epsilon(value: Any) -> float:
         SpecError: it is not a finite number >= 0.
     """
     epsilon = _real("epsilon", value, "a finite number >= 0, such as 1e-3")
-    if epsilon < 0 or math.isinf(epsilon):
+    if epsilon < 0 or epsilon == math.inf:
         raise SpecError(
             f"epsilon={value} is not valid: expected a finite number >= 0. Use 1e-3 (Keras) or "
             "1e-5 (PyTorch)."

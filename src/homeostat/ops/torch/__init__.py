@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from homeostat.layout import Layout
 from homeostat.moments import Moments
@@ -19,6 +20,7 @@ from homeostat.ops.torch.elements import (
     AllReduce,
     Call,
     Tensor,
+    activated,
     finish,
     finish_in_place,
     flat,
@@ -118,6 +120,13 @@ def normalize(
     mean, variance = mean.to(dtype), variance.to(dtype)
     # The native kernel takes the moments for constants.
     constant = not (mean.requires_grad or variance.requires_grad)
+    exact = residual is None or x.dtype == dtype
+    if constant and exact and layout.channel_axes == (1,) and _exported():
+        # One node that compilers, exporters and quantizers know.
+        y = functional.batch_norm(
+            x, mean, variance, flat(gamma, dtype), flat(beta, dtype), eps=epsilon
+        )
+        return activated(y if residual is None else y + residual, call.slope)
     view = _native_view(x, layout) if constant else None
     if view is None or ill_conditioned(mean, variance):
         centred = x.to(dtype) - spread(mean, layout)
@@ -203,6 +212,10 @@ def _native_view(
     if weights is not None or all_reduce is not None or torch.compiler.is_compiling():
         return None
     return None if _transformed() else View.of(x, layout)
+
+
+def _exported() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _transformed() -> bool:

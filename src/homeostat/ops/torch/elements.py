@@ -77,10 +77,15 @@ def finish(
         z = z + spread(beta.to(z.dtype), call.layout)
     if residual is not None:
         z = z + residual.to(z.dtype)
-    if call.slope is None:
+    return activated(z, call.slope)
+
+
+def activated(z: Tensor, slope: float | None) -> Tensor:
+    """Return z behind the activation."""
+    if slope is None:
         return z
     # A slope of 0 makes -0 of a negative value and NaN of minus infinity.
-    return z.relu() if call.slope == 0.0 else functional.leaky_relu(z, call.slope)
+    return z.relu() if slope == 0.0 else functional.leaky_relu(z, slope)
 
 
 def finish_in_place(z: Tensor, residual: Tensor | None, slope: float | None) -> Tensor:

@@ -1,0 +1,99 @@
+"""A whole step on a small input in as few calls as PyTorch allows.
+
+A small input's time is that of the calls. PyTorch's kernel normalizes and moves the running
+statistics in one, and its backward needs no Python; what it does worse than the other paths is seen
+afterwards, before anything has changed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from homeostat.ops.torch.elements import Tensor, activated
+from homeostat.ops.torch.native import ILL_CONDITIONED
+
+# Elements up to which the calls outweigh what better kernels save.
+SMALL = 1 << 15
+
+
+def small_step(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor,
+    running_variance: Tensor,
+    momentum: float,
+    epsilon: float,
+    slope: float | None,
+) -> Tensor | None:
+    """Normalize with the batch's moments and move the running statistics, which average samples'.
+
+    The numbers are those of `normalize_batch` and `homeostat.moments.advance`.
+
+    Args:
+        x: of shape (N, C, ...), float32 or float64, on the CPU.
+        gamma: of shape (C,), or None for 1.
+        beta: of shape (C,), or None for 0.
+        residual: of x's shape and dtype, or None.
+        running_mean: of shape (C,) and x's dtype; moved in place.
+        running_variance: of shape (C,) and x's dtype; moved in place.
+        momentum: weight of the old value.
+        epsilon: added to the variance.
+        slope: the activation's slope for negative values, or None for no activation.
+
+    Returns:
+        y; or None, with nothing changed, where the batch is not finite or so badly conditioned
+        that this kernel would lose digits.
+    """
+    mean, variance = running_mean.clone(), running_variance.clone()
+    y, batch_mean, scale = torch.native_batch_norm(
+        x, gamma, beta, mean, variance, True, 1.0 - momentum, epsilon
+    )
+    if not _conditioned(batch_mean, scale) or not math.isfinite(torch.dot(mean, variance).item()):
+        return None
+    running_mean.copy_(mean)
+    running_variance.copy_(variance)
+    return activated(y if residual is None else y + residual, slope)
+
+
+def small_inference(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    epsilon: float,
+    slope: float | None,
+) -> Tensor | None:
+    """Return what `homeostat.ops.torch.normalize` does for constant statistics.
+
+    Args:
+        x: as in `small_step`, like all that follows.
+        gamma: or None for 1.
+        beta: or None for 0.
+        residual: or None.
+        mean: requires no gradient.
+        variance: requires no gradient.
+        epsilon: added to the variance.
+        slope: the activation's slope for negative values, or None for no activation.
+
+    Returns:
+        y, or None where this kernel would lose digits.
+    """
+    if not _conditioned(mean, torch.rsqrt(variance + epsilon)):
+        return None
+    y = torch.native_batch_norm(x, gamma, beta, mean, variance, False, 0.0, epsilon)[0]
+    return activated(y if residual is None else y + residual, slope)
+
+
+def _conditioned(mean: Tensor, scale: Tensor) -> bool:
+    """Return whether all channels' means are small enough in standard deviations, and finite.
+
+    NaN and infinity survive every product and sum, and are not below a bound.
+    """
+    ratio = mean * scale
+    return torch.dot(ratio, ratio).item() <= ILL_CONDITIONED

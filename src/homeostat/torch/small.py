@@ -1,0 +1,68 @@
+"""Small, ordinary calls: their time is that of the calls, so that they take as few as there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from homeostat.ops.torch.small import SMALL, small_inference, small_step
+
+Tensor = torch.Tensor
+
+
+def is_small(bn: Any, x: Tensor, residual: Tensor | None) -> bool:
+    """Return whether an input is small, and dtypes, shapes and device are the ordinary ones."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
+    if x.numel() > SMALL or x.device.type != "cpu":
+        return False
+    shape, dtype, mean = x.shape, x.dtype, bn.running_mean
+    if (
+        mean is None
+        or mean.requires_grad
+        or mean.dtype != dtype
+        or shape[1:2] != mean.shape
+        or shape[0] == 0
+    ):
+        return False
+    if residual is not None and (residual.shape != shape or residual.dtype != dtype):
+        return False
+    for parameter in (bn.weight, bn.bias):
+        if parameter is not None and parameter.dtype != dtype:
+            return False
+    return not torch._C._are_functorch_transforms_active()
+
+
+def small_train(bn: Any, x: Tensor, residual: Tensor | None, *, moves: bool) -> Tensor | None:
+    """Return y after a training step, or None, with nothing changed, where it takes the long way.
+
+    Args:
+        bn: a module without options that say otherwise.
+        x: the input, for which `is_small`.
+        residual: added before the activation, or None.
+        moves: whether the running statistics follow.
+    """
+    spec = bn.spec
+    mean, variance = bn.running_mean, bn.running_var
+    if not moves:
+        mean, variance = mean.clone(), variance.clone()
+    y = small_step(
+        x, bn.weight, bn.bias, residual, mean, variance, spec.momentum, spec.epsilon, _slope(spec)
+    )
+    if moves and y is not None:
+        bn.num_batches_tracked.add_(1)
+    return y
+
+
+def small_eval(bn: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
+    """Return y by the running statistics, or None where it takes the long way."""
+    spec = bn.spec
+    return small_inference(
+        x, bn.weight, bn.bias, residual, bn.running_mean, bn.running_var, spec.epsilon, _slope(spec)
+    )
+
+
+def _slope(spec: Any) -> float | None:
+    activation = spec.activation
+    return None if activation is None else activation.negative_slope

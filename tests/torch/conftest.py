@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(3)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.fixture(params=["small", "large"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether small inputs take their own, short way, or that of large ones."""
+    if request.param == "large":
+        monkeypatch.setattr("homeostat.torch.small.SMALL", -1)
+    return request.param
+
+
+def named(value: object) -> str:
+    """Write a value as a test's name, which every process must give alike."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={named(each)}" for key, each in value.items())
+    return getattr(value, "__name__", None) or str(value)
