@@ -27,7 +27,8 @@ from homeostat.bench.timing import SAMPLE_SECONDS
 from homeostat.errors import SpecError
 
 PARTS = ("time", "accuracy", "training")
-_NETWORKS = (("ResNet-18, 64x64", 32), ("19 convolutions, 28x28", 64))
+# The images in a training step, also of a quick run.
+_NETWORKS = {"ResNet-18, 64x64": (32, 8), "19 convolutions, 28x28": (64, 32)}
 # What a run's first guess of its time rests on: seconds to make and check a column's call, seconds
 # to load a framework, and the copies that forward and backward take in the middle of the field.
 _MAKING = {"torch": 0.1, "jax": 0.8, "tensorflow": 0.8}
@@ -104,8 +105,9 @@ def make_jobs(options: Options, framework: str) -> list[Job]:
         jobs += [AccuracyJob(name) for name in DATA]
     if "training" in parts and framework == "torch":
         jobs += [
-            TrainingJob(name, layout, batch, rounds)
-            for (name, batch), layout in product(_NETWORKS, ("NHWC", "NCHW"))
+            TrainingJob(name, layout, batches[options.quick], rounds)
+            for name, batches in _NETWORKS.items()
+            for layout in (("NHWC",) if options.quick else ("NHWC", "NCHW"))
         ]
     if "time" in parts:
         jobs += [TimeJob(case, rounds) for case in _cases(options)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from homeostat.bench.call import Call, Observed
 from homeostat.bench.cases import EPSILON, Case, Inputs
 from homeostat.bench.oracle import Results
 from homeostat.bench.torch_saved import saved_bytes
+from homeostat.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 MOMENTUM = 0.01
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -89,11 +89,7 @@ def ours(case: Case, inputs: Inputs, weight: float = MOMENTUM) -> Layer:
 
 def our_module(rank: int) -> Any:
     """Return the class of our batch norm for inputs of a rank."""
-    if importlib.util.find_spec("homeostat.torch") is not None:
-        modules = importlib.import_module("homeostat.torch")
-    else:
-        modules = importlib.import_module("homeostat.bench.torch_module")
-    return getattr(modules, f"BatchNorm{max(1, rank - 2)}d")
+    return {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}[rank]
 
 
 def _keras(column: str) -> Callable[..., Layer]:
