@@ -11,6 +11,7 @@ import pytest
 from homeostat.errors import DataError
 from homeostat.report.bench.floor import floor_of
 from homeostat.report.bench.html import render_bench, write_bench
+from homeostat.report.bench.rows import AccuracyRow
 from homeostat.report.bench.tables import make_notes, make_tables
 from tests.bench.rows import WHERE, some_rows, time_row
 from tests.report.conftest import open_page  # noqa: F401
@@ -38,9 +39,13 @@ def test_what_is_wrong_is_shown_as_wrong_and_what_is_missing_as_a_dash():
 def test_different_environments_do_not_share_a_line():
     other = dataclasses.replace(WHERE, threads=1)
     tables = make_tables([time_row(), time_row(environment=other, copies=20.0)])
-    assert [t.lines[0][4].shown for t in tables if "copies" in t.title] == []
     times = [t for t in tables if "time in copies" in t.title]
     assert [t.lines[0][4].shown for t in times] == ["10.0", "20.0"]
+    assert ["2 threads" in t.title for t in times] == [True, False]
+    accuracy = [row for row in some_rows() if isinstance(row, AccuracyRow)][:1]
+    accuracy.append(dataclasses.replace(accuracy[0], environment=other, variance_error=1e-5))
+    (table,) = make_tables(accuracy)
+    assert [line[2].shown for line in table.lines] == ["2e-04 / 3e-03", "1e-05 / 3e-03"]
 
 
 def test_an_output_that_is_not_finite_is_called_so():

@@ -88,7 +88,7 @@ def _times(where: Environment, work: str, dtype: str, rows: Sequence[TimeRow]) -
     names = names_of(rows)
     floors = {floor_of(work, row.form) for row in rows}
     title = (
-        f"{where.framework}: {work}, {dtype}; time in copies of the tensor "
+        f"{_process(where)}: {work}, {dtype}; time in copies of the tensor "
         f"(floor {' to '.join(f'{floor:.1f}' for floor in sorted({min(floors), max(floors)}))})"
     )
     lines = []
@@ -101,6 +101,10 @@ def _times(where: Environment, work: str, dtype: str, rows: Sequence[TimeRow]) -
         lines.append(tuple(cells))
     headings = ("shape", "layout", "form", "copy, ms", *names, "again")
     return BenchTable(title, headings, tuple(lines), 3)
+
+
+def _process(where: Environment) -> str:
+    return f"{where.framework}, {where.threads} thread{'s' * (where.threads > 1)}"
 
 
 def _copies(row: TimeRow | None, best: float | None) -> Cell:
@@ -125,7 +129,7 @@ def _memory(where: Environment, rows: Sequence[TimeRow]) -> BenchTable:
         ]
         lines.append(tuple(cells))
     title = (
-        f"{where.framework}: memory of forward+backward in tensors; "
+        f"{_process(where)}: memory of forward+backward in tensors; "
         "kept for the backward / resident at the peak"
     )
     return BenchTable(title, ("shape", "layout", "dtype", "form", *names), tuple(lines), 4)
@@ -134,10 +138,10 @@ def _memory(where: Environment, rows: Sequence[TimeRow]) -> BenchTable:
 def _accuracy(rows: Sequence[AccuracyRow]) -> BenchTable:
     data = list(dict.fromkeys(row.data for row in rows))
     lines = []
-    for call, group in _grouped(
-        rows, lambda row: (row.environment.framework, row.column), lambda row: row.data
-    ).items():
-        lines.append((*(Cell(word) for word in call), *(_errors(group.get(n)) for n in data)))
+    groups = _grouped(rows, lambda row: (row.environment, row.column), lambda row: row.data)
+    for (where, column), group in groups.items():
+        words = (where.framework, column)
+        lines.append((*map(Cell, words), *(_errors(group.get(name)) for name in data)))
     title = "accuracy, float32: largest error of variance (relative) / of output"
     return BenchTable(title, ("framework", "column", *data), tuple(lines), 2)
 
@@ -152,7 +156,7 @@ def _errors(row: AccuracyRow | None) -> Cell:
 def _training(rows: Sequence[TrainingRow]) -> BenchTable:
     lines = []
     for row in sorted(rows, key=lambda row: (row.network, row.layout, row.column == "again")):
-        words = (row.network, row.layout, str(row.batch), row.column)
+        words = (row.network, row.layout, str(row.batch), str(row.environment.threads), row.column)
         found = (
             _number(row.images_per_s, "{:.0f}"),
             _number(row.p50_ms, "{:.1f}"),
@@ -163,8 +167,8 @@ def _training(rows: Sequence[TrainingRow]) -> BenchTable:
         first = first if row.state == "measured" else _reason(row)
         lines.append((*map(Cell, words), first, *others))
     title = "training steps in PyTorch, float32: whole networks"
-    headings = ("network", "layout", "batch", "batch norm", "images/s", "step, ms")
-    return BenchTable(title, (*headings, "kept, MiB", "peak, MiB"), tuple(lines), 4)
+    headings = ("network", "layout", "batch", "threads", "batch norm", "images/s", "step, ms")
+    return BenchTable(title, (*headings, "kept, MiB", "peak, MiB"), tuple(lines), 5)
 
 
 def _reason(row: Any) -> Cell:
@@ -178,7 +182,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _grouped(rows: Sequence[Any], line: Any, column: Any = lambda row: row.column) -> Any:
-    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         groups.setdefault(line(row), {})[column(row)] = row
     return groups
