@@ -104,6 +104,18 @@ def test_the_peak_is_what_a_call_takes():
     assert peak_of(lambda: None) < size * 0.5
 
 
+@pytest.mark.slow
+def test_the_peak_of_a_call_holds_its_results():
+    """Forward and backward leave y and dx at least, in PyTorch as in JAX."""
+    pytest.importorskip("jax")
+    from homeostat.bench import jax as arrays
+
+    case = Case((32, 28, 28, 64))
+    for framework, column in ((frames, "torch"), (arrays, "homeostat.jax")):
+        peak = framework.make(column, case, make_inputs(case)).peak()
+        assert peak is None or 1.9 < peak / case.nbytes < 5, framework
+
+
 def test_accuracy_is_zero_for_the_exact_and_tells_the_inexact():
     from homeostat import reference
 
@@ -133,6 +145,7 @@ def test_the_trained_columns_are_those_with_norms():
     assert set(TRAINED) == set(training.NORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_training_steps_are_held_to_float64_and_timed(monkeypatch, layout):
     job = TrainingJob("19 convolutions, 28x28", layout, 4, 2)

@@ -19,11 +19,14 @@ class Call(NamedTuple):
         results: makes it and returns its results, channels last.
         saved: makes it and returns the bytes kept for the backward, parameters apart; None where
             the framework does not tell.
+        peak: returns the bytes that the call adds at its peak, its results included; None where
+            neither framework nor system tells.
     """
 
     run: Callable[[], object]
     results: Callable[[], Results]
     saved: Callable[[], int | None]
+    peak: Callable[[], int | None]
 
 
 class Observed(NamedTuple):

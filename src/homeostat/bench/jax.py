@@ -157,7 +157,11 @@ def make(column: str, case: Case, inputs: Inputs) -> Call:
         _, pull, _ = jax.jit(pull_of)(*arguments)
         return _bytes_of(pull, parameters)
 
-    return Call(run, lambda: _results(case, run()), saved)
+    def peak() -> int | None:
+        plan = compiled.lower(*arguments, dy).compile().memory_analysis()
+        return None if plan is None else plan.temp_size_in_bytes + plan.output_size_in_bytes
+
+    return Call(run, lambda: _results(case, run()), saved, peak)
 
 
 def _results(case: Case, found: Any) -> Results:

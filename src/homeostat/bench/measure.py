@@ -10,7 +10,7 @@ from homeostat.bench.call import Call, Framework
 from homeostat.bench.cases import make_inputs
 from homeostat.bench.columns import AGAIN, COPY, Column
 from homeostat.bench.jobs import AccuracyJob, Job, TimeJob, TrainingJob
-from homeostat.bench.memory import WORTH_MEASURING, peak_of
+from homeostat.bench.memory import peak_of
 from homeostat.bench.oracle import wrong
 from homeostat.bench.timing import interleave
 from homeostat.report.bench.rows import Environment, Row
@@ -88,9 +88,7 @@ def _add_control(candidates: dict[str, Callable[[], object]], columns: Sequence[
 
 def _memory(job: TimeJob, call: Call) -> dict[str, float | None]:
     nbytes = job.case.nbytes
-    saved = call.saved() if job.case.backward else None
-    peak = peak_of(call.run) if nbytes >= WORTH_MEASURING else None
-    found = {"saved": saved, "peak": peak}
+    found = {"saved": call.saved() if job.case.backward else None, "peak": call.peak()}
     return {name: None if value is None else value / nbytes for name, value in found.items()}
 
 

@@ -163,7 +163,7 @@ def make(column: str, case: Case, inputs: Inputs) -> Call:
         found = {"y": y, **dict(zip(names, gradients, strict=False))}
         return {name: _as_array(value, case) for name, value in found.items()}
 
-    return Call(lambda: step(x, residual, dy), results, lambda: None)
+    return Call(lambda: step(x, residual, dy), results, lambda: None, lambda: None)
 
 
 def _as_array(value: Any, case: Case) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 
 from homeostat.bench.call import Call, Observed
 from homeostat.bench.cases import EPSILON, Case, Inputs
+from homeostat.bench.memory import WORTH_MEASURING, peak_of
 from homeostat.bench.oracle import Results
 from homeostat.bench.torch_saved import saved_bytes
 from homeostat.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -165,7 +166,10 @@ def make(column: str, case: Case, inputs: Inputs) -> Call:
     def saved() -> int | None:
         return saved_bytes(forward, (layer.gamma, layer.beta)) if case.training else None
 
-    return Call(run, results, saved)
+    def peak() -> int | None:
+        return peak_of(run) if case.nbytes >= WORTH_MEASURING else None
+
+    return Call(run, results, saved, peak)
 
 
 def _as_array(value: torch.Tensor, case: Case, as_keras: bool) -> np.ndarray:

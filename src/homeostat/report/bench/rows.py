@@ -61,7 +61,7 @@ class TimeRow:
         p80_ms: of ten samples two are slower.
         copies: the median in copies of the tensor by the same process.
         saved: bytes kept for the backward, in tensors; None where unknown.
-        peak: resident memory that the call adds at its peak, in tensors; None where unknown.
+        peak: memory that the call adds at its peak, in tensors; None where unknown.
         environment: where.
     """
 

@@ -130,7 +130,7 @@ def _memory(where: Environment, rows: Sequence[TimeRow]) -> BenchTable:
         lines.append(tuple(cells))
     title = (
         f"{_process(where)}: memory of forward+backward in tensors; "
-        "kept for the backward / resident at the peak"
+        "kept for the backward / added at the peak"
     )
     return BenchTable(title, ("shape", "layout", "dtype", "form", *names), tuple(lines), 4)
 
