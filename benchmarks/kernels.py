@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.layers import KEEP_MEMORY
+from homeostat.bench.allocator import KEEP_MEMORY
 
 SHAPES = ((32, 64, 56, 56), (32, 256, 28, 28), (32, 512, 14, 14))
 DTYPES = ("float32", "bfloat16")
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time every configuration in this process."""
     import torch
 
-    from benchmarks import timing
+    from homeostat.bench import timing
 
     torch.set_num_threads(options.threads)
     rows = []

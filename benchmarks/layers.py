@@ -29,13 +29,11 @@ from typing import Any
 
 import numpy as np
 
+from homeostat.bench import timing
+from homeostat.bench.allocator import KEEP_MEMORY
+
 SHAPES = ((32, 56, 56, 64), (32, 28, 28, 256), (32, 14, 14, 512), (128, 1024), (8192, 128))
 BACKENDS = ("tensorflow", "jax", "torch")
-KEEP_MEMORY = {
-    "MALLOC_TRIM_THRESHOLD_": "4000000000",
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 COLUMNS = (
     "backend", "shape", "activation", "layer", "p20_ms", "p50_ms", "p80_ms", "times_copy",
     "speedup", "machine", "cores", "python", "keras", "framework", "homeostat",
@@ -70,7 +68,7 @@ def run_backend(
     """Time every shape on the backend that this process has chosen."""
     import keras
 
-    from benchmarks import steps, timing
+    from benchmarks import steps
     from homeostat.keras import BatchNormalization
 
     rows: list[dict[str, Any]] = []

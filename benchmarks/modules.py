@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import interleave
+from homeostat.bench.timing import interleave
 from homeostat.torch import BatchNorm1d, BatchNorm2d
 
 SHAPES = ((32, 16), (128, 256), (8, 16, 8, 8), (32, 64, 28, 28))

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import timing
+from homeostat.bench import timing
 
 COLUMNS = (
     "network", "training", "layer", "steps_per_s", "p20_ms", "p50_ms", "p80_ms", "speedup",

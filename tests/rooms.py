@@ -73,6 +73,7 @@ RULES: Mapping[str, Rule] = {
     "studies": Rule(
         (*CORE, "idx", *FRONT_DOORS, "reference", "report.rows", "report.jsonl"), FRAMEWORKS
     ),
+    "bench": Rule((*CORE, "", *OPS, *FRONT_DOORS, "reference", "report.bench.rows"), FRAMEWORKS),
     # The command line starts quickly, whatever it will do.
     "cli": Rule(("", "errors"), lazily=(ANYTHING,)),
 }

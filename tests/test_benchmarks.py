@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import kernels, layers, tf1, timing
+from benchmarks import kernels, layers, tf1
 from benchmarks.steps import Arrays
 from homeostat import reference
+from homeostat.bench import timing
 
 
 def test_the_command_writes_a_row_for_every_layer(tmp_path):

@@ -14,9 +14,10 @@ def test_version():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["study", "report", "run", "graph", "warmup"]),
+        (["--help"], ["study", "report", "run", "graph", "warmup", "bench"]),
         (["study", "--help"], ["homeostat study lesson --data mnist", "--backend", "Exit codes"]),
         (["report", "--help"], ["homeostat report mnist-full", "without training"]),
+        (["bench", "--help"], ["homeostat bench --quick", "--allocator", "Exit codes"]),
         (["warmup", "--help"], ["homeostat warmup --dtype float32", "Exit codes"]),
     ],
 )
@@ -39,7 +40,10 @@ finally:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["study", "--help"], ["report", "--help"], ["run", "--help"], ["graph", "--help"]],
+    [
+        [*command, "--help"]
+        for command in ([], ["study"], ["report"], ["bench"], ["run"], ["graph"], ["warmup"])
+    ],
 )
 def test_help_loads_no_framework(arguments):
     run = run_python("-c", LOADED, *arguments)

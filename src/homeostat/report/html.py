@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from homeostat.errors import DataError, MissingExtraError
+from homeostat.errors import DataError
 from homeostat.report import charts, text
+from homeostat.report.page import render_page, write_page
 from homeostat.report.published import SOURCE
 from homeostat.report.rows import Row
 from homeostat.report.summary import Group, Pair, summarize
@@ -32,17 +31,7 @@ def write_report(rows: Sequence[Row], path: Path) -> Path:
         DataError: there is nothing to report, or the file cannot be written.
         MissingExtraError: jinja2 or plotly is not installed.
     """
-    page = render_report(rows)
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error.strerror}): expected a folder that can be written "
-            "to, with 6 MB left. Choose another one."
-        ) from error
-    return path
+    return write_page(render_report(rows), path)
 
 
 def render_report(rows: Sequence[Row]) -> str:
@@ -58,38 +47,16 @@ def render_report(rows: Sequence[Row]) -> str:
             "there are no rows to report: expected at least one trained network. Run "
             "`homeostat study` first, with this folder as --out."
         )
-    jinja2 = _need("jinja2")
-    offline = _need("plotly.offline")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(_packaged("report.html.j2"))
     sections = [_section(number, group) for number, group in enumerate(groups)]
     figures = {key: figure for section in sections for key, figure in section["figures"].items()}
-    return template.render(
+    return render_page(
+        "report.html.j2",
+        extra="study",
+        again="homeostat report",
         sections=sections,
         figures=figures,
         source=SOURCE,
-        # These three are ours, not a file's, and must not be escaped.
-        plotly_js=jinja2.utils.markupsafe.Markup(offline.get_plotlyjs()),
-        style=jinja2.utils.markupsafe.Markup(_packaged("report.css")),
-        script=jinja2.utils.markupsafe.Markup(_packaged("report.js")),
     )
-
-
-def _need(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise MissingExtraError(
-            f"the HTML report needs the package {package!r}, which is not installed: expected the "
-            "extra 'study'. Run: pip install 'homeostat[study]' and then `homeostat report`."
-        ) from error
-
-
-def _packaged(name: str) -> str:
-    return resources.files("homeostat.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _section(number: int, group: Group) -> dict[str, Any]:

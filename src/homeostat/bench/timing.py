@@ -52,5 +52,6 @@ def _time(call: Callable[[], object], repeats: int) -> float:
 
 
 def _percentiles(values: list[float]) -> Timing:
-    cuts = statistics.quantiles(values, n=10)
+    # Of few samples no percentile may lie beyond them.
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
     return Timing(cuts[1] * 1e3, statistics.median(values) * 1e3, cuts[7] * 1e3)
