@@ -29,3 +29,23 @@ def run_python(*arguments: str, **changes: str) -> subprocess.CompletedProcess[s
         timeout=300,
         check=False,
     )
+
+
+# A shell makes what it runs in the background ignore Ctrl-C, and children inherit that.
+_INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from homeostat.cli import main
+main()
+"""
+
+
+def start_homeostat(*arguments: str) -> subprocess.Popen[str]:
+    """Start the command line in the background; SIGINT is Ctrl-C to it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTIBLE, *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -15,7 +15,7 @@ import pytest
 from homeostat.bench.cases import FORMS
 from homeostat.bench.columns import COLUMNS
 from homeostat.report.bench.rows import read_rows
-from tests.command import environment, run_homeostat, run_python
+from tests.command import environment, run_homeostat, run_python, start_homeostat
 
 FEW = ("--rounds", "2", "--threads", "1")
 TWO = ("--frameworks", "torch", "--columns", "torch,homeostat.torch")
@@ -63,10 +63,7 @@ def test_a_run_tells_its_time_and_goes_on_where_it_stopped(tmp_path):
     pytest.importorskip("torch")
     call = ("bench", "--shapes", "6x4", "--dtype", "float32", "--only", "time", *TWO, *FEW)
     out = ("--out", str(tmp_path))
-    command = [sys.executable, "-m", "homeostat.cli", *call, *out]
-    process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start_homeostat(*call, *out)
     path = tmp_path / "times.csv"
     deadline = time.monotonic() + 120
     while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:

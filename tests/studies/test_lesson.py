@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,7 +9,7 @@ import pytest
 from homeostat.report.jsonl import ROWS_FILE, read_rows
 from homeostat.report.rows import LessonRow, SpeedRow
 from homeostat.report.summary import summarize
-from tests.command import environment, run_homeostat
+from tests.command import run_homeostat, start_homeostat
 
 needs_mnist = pytest.mark.skipif(
     "HOMEOSTAT_MNIST" not in os.environ, reason="HOMEOSTAT_MNIST names no folder with MNIST"
@@ -71,15 +69,7 @@ def test_a_rerun_trains_only_what_is_missing(digits_study, tmp_path):
 
 def test_ctrl_c_keeps_finished_rows_and_says_how_to_go_on(tmp_path):
     arguments = ("study", "--steps", "4000", "--backend", "jax", "--out", str(tmp_path))
-    run = subprocess.Popen(
-        [sys.executable, "-m", "homeostat.cli", *arguments],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell makes what it runs in the background ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    run = start_homeostat(*arguments)
     rows = tmp_path / ROWS_FILE
     deadline = time.monotonic() + 120
     while not rows.exists() and time.monotonic() < deadline and run.poll() is None:

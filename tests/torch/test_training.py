@@ -149,6 +149,8 @@ class Normalized(torch.utils.data.Dataset):
             return self.bn(self.x[index : index + 1])[0]
 
 
+# JAX, if another test loaded it into this process, dislikes forks.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_data_loader_workers(method: str) -> None:
