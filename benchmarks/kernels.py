@@ -14,7 +14,6 @@ given back, see benchmarks.layers.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
 import itertools
 import json
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rows import percentiles, write_rows
 from homeostat.bench.allocator import KEEP_MEMORY
 
 SHAPES = ((32, 64, 56, 56), (32, 256, 28, 28), (32, 512, 14, 14))
@@ -153,9 +153,7 @@ def _row(allocator: str, key: tuple[str, ...], name: str, times: Any) -> dict[st
         **dict(zip(COLUMNS[1:5], key, strict=True)),
         "allocator": allocator,
         "layer": name,
-        "p20_ms": round(mine.p20, 4),
-        "p50_ms": round(mine.p50, 4),
-        "p80_ms": round(mine.p80, 4),
+        **percentiles(mine),
         "times_copy": round(mine.p50 / times["copy"].p50, 2),
         "speedup": round(times["torch"].p50 / mine.p50, 2),
     }
@@ -232,11 +230,7 @@ def main() -> None:
         ).stdout
         rows += json.loads(output.splitlines()[-1])
     print(markdown(rows))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.out, COLUMNS, rows)
     print(f"wrote {options.out}")
 
 

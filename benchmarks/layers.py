@@ -15,7 +15,6 @@ long in some runs and not in others. --allocator system measures it as it comes.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
 import importlib.util
 import json
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rows import percentiles, write_rows
 from homeostat.bench import timing
 from homeostat.bench.allocator import KEEP_MEMORY
 
@@ -103,9 +103,7 @@ def _row(
         "shape": "x".join(map(str, shape)),
         "activation": activation or "none",
         "layer": name,
-        "p20_ms": round(mine.p20, 4),
-        "p50_ms": round(mine.p50, 4),
-        "p80_ms": round(mine.p80, 4),
+        **percentiles(mine),
         "times_copy": round(mine.p50 / times["copy"].p50, 2),
         "speedup": round(times["keras"].p50 / mine.p50, 2),
     }
@@ -203,11 +201,7 @@ def main() -> None:
         ).stdout
         rows += json.loads(output.splitlines()[-1])
     print_table(rows)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.out, COLUMNS, rows)
     print(f"wrote {options.out}")
 
 

@@ -12,7 +12,6 @@ row "again" is our layer against itself: what noise alone does.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
 import warnings
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rows import percentiles, write_rows
 from homeostat.bench import timing
 
 COLUMNS = (
@@ -106,8 +106,7 @@ def measure(name: str, placeholder: bool, rounds: int) -> list[dict[str, Any]]:
     for layer, found in times.items():
         rows.append({
             "network": name, "training": "placeholder" if placeholder else "True", "layer": layer,
-            "steps_per_s": round(1000 / found.p50, 1), "p20_ms": round(found.p20, 4),
-            "p50_ms": round(found.p50, 4), "p80_ms": round(found.p80, 4),
+            "steps_per_s": round(1000 / found.p50, 1), **percentiles(found),
             "speedup": round(times["legacy"].p50 / found.p50, 3),
             "machine": platform.machine(), "cores": os.cpu_count(),
             "python": platform.python_version(), "tensorflow": tf.__version__,
@@ -147,11 +146,7 @@ def main() -> None:
                 what = f"{name:14} training={row['training']:12} {row['layer']:10}"
                 print(f"{what} {row['steps_per_s']:8.1f} steps/s {row['speedup']:.3f}x", flush=True)
             rows += found
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.out, COLUMNS, rows)
 
 
 if __name__ == "__main__":

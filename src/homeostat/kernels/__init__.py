@@ -9,6 +9,7 @@ when it was traced.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -20,7 +21,13 @@ _on = os.environ.get("HOMEOSTAT_KERNELS", "1") != "0"
 
 def enabled() -> bool:
     """Return whether kernels are switched on and numba is installed."""
-    return _on and importlib.util.find_spec("numba") is not None
+    return _on and _installed()
+
+
+@functools.cache
+def _installed() -> bool:
+    # Asked once: every large call comes by, and looking for what is not there reads the disk.
+    return importlib.util.find_spec("numba") is not None
 
 
 def _switch(on: bool) -> None:

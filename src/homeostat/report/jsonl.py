@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from homeostat.errors import DataError
+from homeostat.report.appending import append_lines
 from homeostat.report.rows import Row, from_record, to_record
 
 ROWS_FILE = "rows.jsonl"
@@ -16,36 +16,11 @@ ROWS_FILE = "rows.jsonl"
 def append_row(path: Path, row: Row) -> None:
     """Append one row and make sure that it is on the disk.
 
-    The line goes out in one write, so rows of two runs never mix within a line. A line that an
-    earlier run could not finish is taken away first.
-
     Raises:
         DataError: the file cannot be written.
     """
     line = json.dumps(to_record(row), allow_nan=False, separators=(",", ":")) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_unfinished(path)
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error.strerror}): expected a folder that can be written "
-            "to, with space left. Choose another one with --out."
-        ) from error
-
-
-def _drop_unfinished(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+    append_lines(path, line)
 
 
 def read_rows(path: Path) -> list[Row]:

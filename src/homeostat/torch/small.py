@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from homeostat.ops.torch.elements import transformed
 from homeostat.ops.torch.small import SMALL, small_inference, small_step
 
 Tensor = torch.Tensor
@@ -31,7 +32,7 @@ def is_small(bn: Any, x: Tensor, residual: Tensor | None) -> bool:
     for parameter in (bn.weight, bn.bias):
         if parameter is not None and parameter.dtype != dtype:
             return False
-    return not torch._C._are_functorch_transforms_active()
+    return not transformed()
 
 
 def small_train(bn: Any, x: Tensor, residual: Tensor | None, *, moves: bool) -> Tensor | None:

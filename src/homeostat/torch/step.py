@@ -19,6 +19,7 @@ from homeostat.moments import (
     renorm_correction,
 )
 from homeostat.ops.torch import moments, normalize_batch
+from homeostat.ops.torch.elements import transformed
 from homeostat.torch.replicas import replica_sum
 from homeostat.torch.small import is_small, small_train
 
@@ -51,10 +52,6 @@ def train(bn: Any, x: Tensor, residual: Tensor | None, weights: Tensor | None) -
     if moves and not again:
         _move_statistics(bn, batch)
     return y
-
-
-def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active()
 
 
 def _refuse_one_element(x: Tensor, virtual_batch_size: int | None) -> None:
@@ -182,7 +179,7 @@ def _refuse_shared_statistics(mean: Tensor, batch: Moments) -> None:
 def _move_statistics(bn: Any, batch: Moments) -> None:
     spec, buffers = bn.spec, bn._buffers
     mean, tracked, skipped = bn.running_mean, buffers["num_batches_tracked"], bn.skipped_updates
-    if not torch.compiler.is_compiling() and _transformed():
+    if not torch.compiler.is_compiling() and transformed():
         _refuse_shared_statistics(mean, batch)
     if batch.mean.dtype != mean.dtype:
         batch = Moments(batch.count, batch.mean.to(mean.dtype), batch.variance.to(mean.dtype))
@@ -229,7 +226,7 @@ def _known_finite(batch: Moments) -> bool:
     """Return whether all statistics are known to be finite, asking only where that is quick."""
     if torch.compiler.is_compiling() or not isinstance(batch.count, int) or batch.count == 0:
         return False
-    if batch.mean.device.type != "cpu" or _transformed():
+    if batch.mean.device.type != "cpu" or transformed():
         return False
     # NaN and infinity survive every product and sum.
     return math.isfinite(torch.dot(batch.mean, batch.variance).item())

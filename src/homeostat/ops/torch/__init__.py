@@ -28,6 +28,7 @@ from homeostat.ops.torch.elements import (
     slope_of,
     spread,
     statistics,
+    transformed,
 )
 from homeostat.ops.torch.native import Native, View, apply, ill_conditioned, native_moments
 from homeostat.ops.torch.plain import Plain, differentiable, plain_moments
@@ -205,7 +206,7 @@ def normalize_batch(
                    gamma=gamma, beta=beta)  # fmt: skip
     call = Call(layout, epsilon, slope_of(activation), all_reduce)
     # The compiler may take the formula apart too, and fuses it; over replicas it cannot.
-    if all_reduce is None if torch.compiler.is_compiling() else _transformed():
+    if all_reduce is None if torch.compiler.is_compiling() else transformed():
         y, found = differentiable(x, gamma, beta, residual, weights, call)
         return y, found if batch is None else batch
     if _alone(weights, all_reduce):
@@ -245,12 +246,8 @@ def _differentiates(*tensors: Tensor | None) -> bool:
 
 def _alone(weights: Tensor | None = None, all_reduce: AllReduce | None = None) -> bool:
     """Return whether the unweighted moments of this process are asked for, in eager mode."""
-    return weights is None and all_reduce is None and not _exported() and not _transformed()
+    return weights is None and all_reduce is None and not _exported() and not transformed()
 
 
 def _exported() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
-def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active()

@@ -37,6 +37,11 @@ def slope_of(activation: Any) -> float | None:
     return None if act is None else act.negative_slope
 
 
+def transformed() -> bool:
+    """Return whether a transform of torch.func, such as vmap, is under way."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def spread(channels: Tensor, layout: Layout) -> Tensor:
     """Return channels shaped to broadcast against the input."""
     return channels.reshape(layout.broadcast_shape)

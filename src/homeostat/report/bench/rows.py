@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from homeostat.errors import DataError
+from homeostat.report.appending import append_lines
 
 STATES = ("measured", "wrong", "missing", "failed")
 """What became of a call: only what is right is measured; the note says the rest."""
@@ -231,31 +231,10 @@ def append_rows(folder: Path, rows: Iterable[Row]) -> None:
 
 
 def _append(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _drop_unfinished(path)
-        new = not path.exists() or path.stat().st_size == 0
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns_of(kind), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(to_record(row) for row in rows)
-        with path.open("a", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error.strerror}): expected a folder that can be written "
-            "to, with space left. Choose another one with --out."
-        ) from error
-
-
-def _drop_unfinished(path: Path) -> None:
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+    lines, columns = io.StringIO(), columns_of(kind)
+    writer = csv.DictWriter(lines, columns, lineterminator="\n")
+    writer.writerows(to_record(row) for row in rows)
+    append_lines(path, lines.getvalue(), header=",".join(columns) + "\n")
 
 
 def read_rows(folder: Path) -> list[Row]:
