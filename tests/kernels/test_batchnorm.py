@@ -13,6 +13,7 @@ pytest.importorskip("numba", reason="the CPU kernels need numba")
 batchnorm = pytest.importorskip("homeostat.kernels.batchnorm")
 elements = pytest.importorskip("homeostat.kernels.elements")
 compiled = pytest.importorskip("homeostat.kernels.compiled")
+vectors = pytest.importorskip("homeostat.kernels.vectors")
 
 # (outer, channels, inner): single elements, odd sizes, several parts, lines of several pieces.
 SHAPES = [
@@ -212,33 +213,44 @@ def _narrowed(values: Any, out: Any) -> None:
         out[i] = elements.narrow(values[i], out)
 
 
+@compiled.compiled
+def _copied_by_vectors(values: Any, out: Any) -> None:
+    lanes = vectors.lanes_of(values)
+    for i in range(0, values.size, lanes):
+        vectors.store(out, i, vectors.load(values, i))
+
+
 # NumPy's own casts of NaN and of what overflows.
 quiet = pytest.mark.filterwarnings("ignore:.*encountered in cast:RuntimeWarning")
 
 
 @quiet
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_all_16_bit_numbers_come_through(dtype: str) -> None:
+@pytest.mark.parametrize("ways", [(_widened, _narrowed), (_copied_by_vectors,) * 2])
+def test_all_16_bit_numbers_come_through(dtype: str, ways: Any) -> None:
+    widened, narrowed = ways
     bits = np.arange(2**16, dtype=np.uint16).view(BITS[dtype])
     wide, back = np.empty(bits.size, np.float32), np.empty_like(bits)
-    _widened(bits, wide)
+    widened(bits, wide)
     np.testing.assert_array_equal(wide, from_bits(bits, dtype).astype(np.float32))
-    _narrowed(wide, back)
+    narrowed(wide, back)
     finite = ~np.isnan(wide)
     np.testing.assert_array_equal(back[finite], bits[finite])
     assert np.isnan(from_bits(back, dtype)[~finite]).all()
 
 
 @quiet
-def test_rounding_to_16_bits_is_to_the_nearest_even() -> None:
+@pytest.mark.parametrize("narrowed", [_narrowed, _copied_by_vectors])
+def test_rounding_to_16_bits_is_to_the_nearest_even(narrowed: Any) -> None:
     rng = np.random.default_rng(0)
     spread = rng.standard_normal(200_000) * 10.0 ** rng.integers(-12, 8, 200_000)
     ties = np.arange(2**16, dtype=np.uint32) << 16 | 0x8000
     edges = [65504.0, 65519.9, 65520.0, 65536.0, 2.0**-24, 2.0**-25, 2.0**-25 * 1.0001, 6.1e-5]
     values = np.concatenate([spread, ties.view(np.float32), edges]).astype(np.float32)
     values = values[~np.isnan(values)]
+    values = values[: values.size // 64 * 64]
     halves, brains = np.empty(values.size, np.uint16), np.empty(values.size, np.int16)
-    _narrowed(values, halves)
+    narrowed(values, halves)
     np.testing.assert_array_equal(halves, values.astype(np.float16).view(np.uint16))
-    _narrowed(values, brains)
+    narrowed(values, brains)
     np.testing.assert_array_equal(brains, to_bits(values, "bfloat16"))

@@ -76,11 +76,8 @@ def test_gradient_sums_equal_numpy(shape: Any, slope: float | None, through_y: b
     dy[np.abs(z) < 1e-5] = 0
     sums = np.full((2, shape[1]), np.nan)
     y = np.maximum(z, 0).ravel() if through_y and slope is not None else None
-    recomputed = slope is not None and y is None
-    loops.gradient_sums(
-        x.ravel(), dy.ravel(), y, mean, None if slope is None else np.float32(slope),
-        scale if recomputed else None, shift if recomputed else None, *sums,
-    )  # fmt: skip
+    slopes = np.float32(1.0 if slope is None else slope)
+    loops.gradient_sums(x.ravel(), dy.ravel(), y, mean, scale, shift, slopes, *sums)
     g = dy.astype(np.float64) * (1.0 if slope is None else np.where(z > 0, 1.0, slope))
     products = g * (x.astype(np.float64) - mean)
     atol = 1e-6 * np.sqrt(len(x))
@@ -92,7 +89,7 @@ def test_a_slope_of_0_stops_what_is_not_finite() -> None:
     x, dy = np.float32([1, -1]), np.float32([2, np.inf])
     one, sums = np.ones(1, np.float32), np.empty((2, 1))
     zero = np.zeros(1, np.float32)
-    loops.gradient_sums(x, dy, None, zero, np.float32(0), one, zero, *sums)
+    loops.gradient_sums(x, dy, None, zero, one, zero, np.float32(0), *sums)
     assert sums.tolist() == [[2.0], [2.0]]
 
 

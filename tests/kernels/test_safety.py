@@ -1,4 +1,4 @@
-"""The loops under threads, forks, odd memory, bounds checks and without the compiler."""
+"""The loops under threads, forks, odd memory and bounds checks."""
 
 from __future__ import annotations
 
@@ -98,10 +98,14 @@ def _in_child(expected: bytes) -> None:
 
 @pytest.mark.usefixtures("two_threads")
 @forking
-def test_a_forked_child_has_threads_of_its_own() -> None:
-    # As many helpers as the pool will ever start: a copy of it starts no more.
+def test_a_forked_child_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Once on the threads of OpenMP, which does not notice a fork, and once on our own: as many as
+    # the pool will ever start, since a copy of it starts no more.
     torch.set_num_threads(2 + (os.cpu_count() or 1))
     expected = _forward()
+    monkeypatch.setattr(threads, "_openmp", None)
+    assert _forward() == expected
+    monkeypatch.undo()
     assert threads._pool is not None, "no pool: nothing to fork"
     child = multiprocessing.get_context("fork").Process(target=_in_child, args=(expected,))
     child.start()
@@ -135,18 +139,28 @@ def test_workers_of_a_data_loader_use_the_loops() -> None:
         assert torch.equal(found, wanted)
 
 
-def test_a_helper_that_fails_is_heard_of() -> None:
-    calls = []
+def test_the_loops_run_on_the_threads_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of another kind beside OpenMP's, which wait actively, get half of each processor."""
+    if not torch.backends.openmp.is_available() or sys.platform != "linux":
+        pytest.skip("this PyTorch has no OpenMP")
+    step(draw(0))
+    calls, openmp = [], threads._openmp
+    monkeypatch.setattr(threads, "_openmp", lambda *given: (calls.append(given[2]), openmp(*given)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = step(draw(0))
+    finally:
+        torch.set_num_threads(before)
+    assert calls == [3] * 4
+    monkeypatch.setattr(threads, "_openmp", None)
+    assert step(draw(0)) == found
 
-    def leaf(counter: Any) -> None:
-        calls.append(threading.current_thread())
-        time.sleep(0.2)
-        if threading.current_thread().name.startswith("homeostat"):
-            raise ArithmeticError("on a helper")
 
-    with pytest.raises(ArithmeticError, match="on a helper"):
-        threads.share(leaf, 2, 2)
-    assert len(calls) == 2
+def test_a_library_without_openmp_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_openmp", None)
+    threads.use_openmp_of("/nowhere/lib.so")
+    assert threads._openmp is None
 
 
 # Memory.
@@ -275,24 +289,20 @@ def test_no_index_leaves_its_array(tmp_path: Path) -> None:
     assert "checked 162" in run(shapes, tmp_path, NUMBA_BOUNDSCHECK="1")
 
 
-def test_bounds_checking_is_on_when_asked_for(tmp_path: Path) -> None:
-    """The test above could not fail otherwise."""
-    code = """
+@pytest.mark.parametrize("size", [8, 4096])
+def test_bounds_checking_is_on_when_asked_for(tmp_path: Path, size: int) -> None:
+    """The test above could not fail otherwise, neither of single elements nor of vectors."""
+    code = f"""
         import numpy as np
-        from homeostat.kernels import rows
-        short, like = np.zeros(3, np.float32), np.zeros(8, np.float32)
-        rows._apply_row(like, None, like, like, like, None, short)
+        from homeostat.kernels import planes
+        short, like, one = np.zeros({size} - 5, np.float32), np.zeros({size}, np.float32), np.float32(1)
+        planes.apply_piece(like, None, one, one, one, one, short)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,
         env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_BOUNDSCHECK": "1"},
     )  # fmt: skip
     assert "IndexError" in done.stderr
-
-
-def test_the_same_source_runs_without_the_compiler(tmp_path: Path) -> None:
-    shapes = "[(1, 1, 1), (9, 3, 1), (5, 70, 1), (2, 3, 7), (1, 2, 50)]"
-    assert "checked 5" in run(shapes, tmp_path, NUMBA_DISABLE_JIT="1")
 
 
 @pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null/cache"])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from homeostat.kernels import planes, rows
+from homeostat.kernels import cpu, planes, rows
 from homeostat.kernels.compiled import compiled
 from homeostat.kernels.threads import share
 
@@ -77,14 +77,9 @@ def moments(x: Array, shape: Shape, threads: int) -> tuple[Array, Array]:
     Returns:
         Two arrays, float64, (channels,).
     """
-    mean, spread = np.empty((2, shape.channels))
     room = np.empty(_room(shape))
-    if shape.inner == 1:
-        share(rows.moments_leaf, shape.parts, threads, x, shape.channels, room)
-        rows.merge_moments(x, shape.channels, room, mean, spread)
-    else:
-        share(planes.moments_leaf, shape.parts, threads, x, shape.inner, room)
-        planes.merge_moments(x, shape.inner, room, mean, spread)
+    _run(cpu.rows_moments, cpu.planes_moments, shape, threads, room, {cpu.X: x})
+    mean, spread = _merged(shape, room, are_moments=True)
     spread /= shape.count
     return mean, spread
 
@@ -135,11 +130,8 @@ def normalize(
         slope: the activation's for negative values, or None for no activation.
         threads: how many may run.
     """
-    given = (residual, *by[:3], _slope(slope, by), y)
-    if shape.inner == 1:
-        share(rows.apply_leaf, shape.parts, threads, x, *given)
-    else:
-        share(planes.apply_leaf, shape.parts, threads, x, shape.inner, *given)
+    given = {cpu.X: x, cpu.RESIDUAL: residual, cpu.OUT: y, **_fields(by, slope)}
+    _run(cpu.rows_apply, cpu.planes_apply, shape, threads, None, given)
 
 
 def gradients(
@@ -174,23 +166,42 @@ def gradients(
     Returns:
         dgamma and dbeta, float64, (channels,).
     """
-    room = np.empty(_room(shape))
-    sum_g, sum_centred = np.empty((2, shape.channels))
+    room, fields = np.empty(_room(shape)), _fields(by, slope)
+    # Without an activation the sign does not matter: any of the arrays will do for it.
+    sign = dy if slope is None else y
+    given = {cpu.X: x, cpu.DY: dy, cpu.Y: sign, **fields}
+    _run(cpu.rows_sums, cpu.planes_sums, shape, threads, room, given)
+    sum_g, sum_centred = _merged(shape, room, are_moments=False)
     by_x, constant = np.empty((2, shape.channels), by.scale.dtype)
-    given = (*by[:3], _slope(slope, by))
-    if shape.inner == 1:
-        share(rows.sums_leaf, shape.parts, threads, x, dy, y, *given, room)
-        rows.merge_sums(x, shape.channels, room, sum_g, sum_centred)
-    else:
-        share(planes.sums_leaf, shape.parts, threads, x, shape.inner, dy, y, *given, room)
-        planes.merge_sums(x, shape.inner, room, sum_g, sum_centred)
     _turn_into_gradients(shape.count, *by, sum_g, sum_centred, by_x, constant)
-    given = (dy, y, *given, by_x, constant, dx, g)
-    if shape.inner == 1:
-        share(rows.gradient_leaf, shape.parts, threads, x, *given)
-    else:
-        share(planes.gradient_leaf, shape.parts, threads, x, shape.inner, *given)
+    given |= {cpu.Y: y, cpu.BY_X: by_x, cpu.CONSTANT: constant, cpu.OUT: dx, cpu.G: g}
+    _run(cpu.rows_gradient, cpu.planes_gradient, shape, threads, None, given)
     return sum_centred, sum_g
+
+
+def _run(
+    of_rows: Any, of_planes: Any, shape: Shape, threads: int, room: Array | None, given: Any
+) -> None:
+    """Compute all parts of a pass, of the arrays given by their fields in the record."""
+    # What is read must be aligned; what is written is new, and is.
+    kept = {field: np.require(array, requirements="A") for field, array in given.items() if array is not None}
+    record = np.zeros(cpu.RECORD_WORDS, np.int64)
+    record[: cpu.ROOM] = shape
+    record[cpu.ROOM] = 0 if room is None else room.ctypes.data
+    for field, array in kept.items():
+        record[field] = array.ctypes.data
+    function = of_rows if shape.inner == 1 else of_planes
+    dtype = given[cpu.X].dtype.name
+    share(cpu.part_function(function, dtype).address, record, shape.parts, threads)
+
+
+def _merged(shape: Shape, room: Array, *, are_moments: bool) -> tuple[Array, Array]:
+    one, other = np.empty((2, shape.channels))
+    if shape.inner == 1:
+        rows.merge_parts(shape.outer, shape.channels, room, are_moments, one, other)
+    else:
+        planes.merge_pieces(*shape, room, are_moments, one, other)
+    return one, other
 
 
 def _room(shape: Shape) -> int:
@@ -200,8 +211,10 @@ def _room(shape: Shape) -> int:
     return 2 * shape.outer * shape.channels * planes.pieces_per_line(shape.inner)
 
 
-def _slope(slope: float | None, by: Coefficients) -> Any:
-    return None if slope is None else by.scale.dtype.type(slope)
+def _fields(by: Coefficients, slope: float | None) -> dict[int, Array]:
+    # A slope of 1 for negative values is no activation.
+    slopes = np.array([1.0 if slope is None else slope], by.scale.dtype)
+    return {cpu.MEAN: by.pivot, cpu.SCALE: by.scale, cpu.SHIFT: by.shift, cpu.SLOPE: slopes}
 
 
 @compiled

@@ -4,7 +4,8 @@ NumPy has no bfloat16 and numba's CPU no float16, so both come as integers of th
 uint16, bfloat16 as int16. Shifts and selections turn them into float32 and back, rounded to the
 nearest even, which compilers vectorize on any machine.
 
-Each function has two bodies: what runs without the compiler, and what is compiled, by dtype.
+Here is what the functions mean; the compiler has their bodies, by dtype. `vectors` has those for
+many elements side by side.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-FLOAT16, BFLOAT16 = np.dtype(np.uint16), np.dtype(np.int16)
-_WITHIN = {"jit_options": {"error_model": "numpy", "nogil": True}, "inline": "never"}
+FLOAT16, BFLOAT16 = types.uint16, types.int16
+WITHIN = {"jit_options": {"error_model": "numpy", "nogil": True}, "inline": "never"}
 
 # The exponents of float16 are biased by 15 and those of float32 by 127.
 _REBIAS = np.float32(2.0**112)
@@ -29,51 +29,34 @@ _SUBNORMAL = np.float32(0.5)
 
 def widen(value: Any) -> Any:
     """Return an element as float32, or float64 as it is."""
-    if isinstance(value, np.uint16):
-        return np.float32(value.view(np.float16))
-    if isinstance(value, np.int16):
-        return (np.uint32(value.view(np.uint16)) << np.uint32(16)).view(np.float32)
-    return value
 
 
 def narrow(value: Any, array: Any) -> Any:
     """Return a float as an element of an array, rounded to the nearest even."""
-    if array.dtype == FLOAT16:
-        with np.errstate(over="ignore"):
-            return np.float16(value).view(np.uint16)
-    if array.dtype == BFLOAT16:
-        if value != value:
-            return np.int16(0x7FC0)
-        bits = int(np.float32(value).view(np.uint32))
-        return np.uint16(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF).view(np.int16)
-    return value
 
 
 def zero_of(array: Any) -> Any:
     """Return 0 in the dtype of an array's statistics."""
-    return np.float64(0) if array.dtype == np.float64 else np.float32(0)
+
+
+def rounded(value: Any, array: Any) -> Any:
+    """Return a number in the dtype of an array's statistics."""
+
+
+def zero_like(value: Any) -> Any:
+    """Return 0 as a value is."""
 
 
 def add(total: Any, value: Any) -> Any:
     """Return total + value, for sums whose order the compiler may choose, and nothing else."""
-    return total + value
 
 
 def multiply_add(value: Any, factor: Any, addend: Any) -> Any:
     """Return value * factor + addend, rounded once on a machine that can do so, as XLA does."""
-    return value * factor + addend
 
 
 def choose(condition: Any, value: Any, otherwise: Any) -> Any:
     """Return one of two values, both computed: a branch would make loads wait for its outcome."""
-    return value if condition else otherwise
-
-
-def take(counter: Any) -> Any:
-    """Return the counter's number and move it on, in one step that no thread can come between."""
-    value = counter[0]
-    counter[0] = value + 1
-    return value
 
 
 def _cast(given: Any, wanted: Any, result: Any) -> Any:
@@ -113,22 +96,12 @@ def _select(context: Any, condition: Any, value: Any, otherwise: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.select(*arguments)
 
-    return value(types.boolean, value, value), generate
+    return value(condition, value, value), generate
 
 
-@intrinsic
-def _fetch_add(context: Any, counter: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
-        one = ir.Constant(ir.IntType(64), 1)
-        return builder.atomic_rmw("add", array.data, one, "seq_cst")
-
-    return types.int64(counter), generate
-
-
-@overload(widen, **_WITHIN)
+@overload(widen, **WITHIN)
 def _widen(value):
-    if value == types.uint16:
+    if value == FLOAT16:
 
         def from_float16(value):
             size = _float(np.uint32((np.uint32(value) & 0x7FFF) << 13)) * _REBIAS
@@ -137,14 +110,14 @@ def _widen(value):
             return _float(np.uint32(bits | (np.uint32(value & 0x8000) << 16)))
 
         return from_float16
-    if value == types.int16:
+    if value == BFLOAT16:
         return lambda value: _float(np.uint32(np.uint32(value) << 16))
     return lambda value: value
 
 
-@overload(narrow, **_WITHIN)
+@overload(narrow, **WITHIN)
 def _narrow(value, array):
-    if array.dtype == types.uint16:
+    if array.dtype == FLOAT16:
 
         def to_float16(value, array):
             bits = _bits(np.float32(value))
@@ -159,7 +132,7 @@ def _narrow(value, array):
             return np.uint16(half | np.uint32(sign >> 16))
 
         return to_float16
-    if array.dtype == types.int16:
+    if array.dtype == BFLOAT16:
 
         def to_bfloat16(value, array):
             bits = _bits(np.float32(value))
@@ -170,28 +143,38 @@ def _narrow(value, array):
     return lambda value, array: value
 
 
-@overload(zero_of, **_WITHIN)
+@overload(zero_of, **WITHIN)
 def _zero_of(array):
     if array.dtype == types.float64:
         return lambda array: np.float64(0)
     return lambda array: np.float32(0)
 
 
-@overload(add, **_WITHIN)
+@overload(rounded, **WITHIN)
+def _rounded(value, array):
+    if array.dtype == types.float64:
+        return lambda value, array: np.float64(value)
+    return lambda value, array: np.float32(value)
+
+
+@overload(zero_like, **WITHIN)
+def _zero_like(value):
+    if isinstance(value, types.Float):
+        zero = np.float64(0) if value == types.float64 else np.float32(0)
+        return lambda value: zero
+    return None
+
+
+@overload(add, **WITHIN)
 def _add(total, value):
     return lambda total, value: _add_in_any_order(total, value)
 
 
-@overload(multiply_add, **_WITHIN)
+@overload(multiply_add, **WITHIN)
 def _multiply_add(value, factor, addend):
     return lambda value, factor, addend: _fused(value, factor, addend)
 
 
-@overload(choose, **_WITHIN)
+@overload(choose, **WITHIN)
 def _choose(condition, value, otherwise):
     return lambda condition, value, otherwise: _select(condition, value, otherwise)
-
-
-@overload(take, **_WITHIN)
-def _take(counter):
-    return lambda counter: _fetch_add(counter)

@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from homeostat.kernels.cpu import words
+from homeostat.kernels.addresses import call, fetch_add, instruction, words
 
 API_MAJOR, API_MINOR = 0, 3
 EXECUTE = 3
@@ -32,10 +32,6 @@ NEXT, DONE, HOLDERS, PARTS, OWN = 0, 1, 2, 3, 4
 _WORD = ir.IntType(64)
 
 
-def _instruction(signature: Any, generate: Callable[[Any, Any], Any]) -> Any:
-    return signature, lambda context, builder, _, arguments: generate(builder, arguments)
-
-
 def _library(name: str, result: Any) -> Callable[[Any, Any], Any]:
     def generate(builder: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(result, [_WORD])
@@ -45,36 +41,14 @@ def _library(name: str, result: Any) -> Callable[[Any, Any], Any]:
 
 
 @intrinsic
-def _fetch_add(context: Any, address: Any, value: Any) -> Any:
-    """Add to a word in one step that no thread can come between, and return what it was."""
-
-    def generate(builder: Any, arguments: Any) -> Any:
-        word = builder.inttoptr(arguments[0], _WORD.as_pointer())
-        return builder.atomic_rmw("add", word, arguments[1], "seq_cst")
-
-    return _instruction(types.int64(types.intp, types.int64), generate)
-
-
-@intrinsic
-def call(context: Any, function: Any, first: Any, second: Any) -> Any:
-    """Call a C function by its address, with two words of which it may want fewer."""
-
-    def generate(builder: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(_WORD, [_WORD, _WORD]).as_pointer()
-        return builder.call(builder.inttoptr(arguments[0], kind), arguments[1:])
-
-    return _instruction(types.intp(types.intp, types.intp, types.intp), generate)
-
-
-@intrinsic
 def _malloc(context: Any, size: Any) -> Any:
-    return _instruction(types.intp(types.intp), _library("malloc", _WORD))
+    return instruction(types.intp(types.intp), _library("malloc", _WORD))
 
 
 @intrinsic
 def _free(context: Any, address: Any) -> Any:
     # What comes back is nothing, whatever the register holds.
-    return _instruction(types.intp(types.intp), _library("free", _WORD))
+    return instruction(types.intp(types.intp), _library("free", _WORD))
 
 
 @njit
@@ -118,20 +92,20 @@ def new_job(parts, own):
 @njit
 def take(address):
     """Return the number of a part that no thread has taken, or -1 where none is left."""
-    part = _fetch_add(address + 8 * NEXT, 1)
+    part = fetch_add(address + 8 * NEXT, 1)
     return part if part < words(address, OWN)[PARTS] else -1
 
 
 @njit
 def finish(address):
     """Say that a part is done."""
-    _fetch_add(address + 8 * DONE, 1)
+    fetch_add(address + 8 * DONE, 1)
 
 
 @njit
 def leave(address):
     """Let go of a job; the last to do so frees it."""
-    if _fetch_add(address + 8 * HOLDERS, -1) == 1:
+    if fetch_add(address + 8 * HOLDERS, -1) == 1:
         _free(address)
 
 
@@ -154,16 +128,16 @@ def run(frame, task, address):
         helpers = min(threads[0], parts) - 1
         for _ in range(helpers):
             if error == 0:
-                _fetch_add(address + 8 * HOLDERS, 1)
+                fetch_add(address + 8 * HOLDERS, 1)
                 error = _request(api[SCHEDULE], frame[CONTEXT], task, address)
                 if error != 0:
                     leave(address)
         if error != 0:
             # No pool, or none that takes tasks: this thread does what is left.
             _request(api[ERROR_DESTROY], error, 0, 0)
-    _fetch_add(address + 8 * HOLDERS, 1)
+    fetch_add(address + 8 * HOLDERS, 1)
     call(task, address, 0)
-    while _fetch_add(address + 8 * DONE, 0) < parts:
+    while fetch_add(address + 8 * DONE, 0) < parts:
         pass
 
 

@@ -1,7 +1,9 @@
 """Loops over rows of channels: a tensor whose channels come last.
 
-Rows are taken side by side as one wide row, so that the inner loops are long whatever the number of
-channels. float32 sums run over few rows and are added up in float64.
+Few channels are taken side by side as one wide row. A wide row is divided into strips, each as wide
+as a vector, and a loop runs down a strip for a few rows, so that what a channel needs stays in
+registers, and fetches the rows that come next ahead. Sums run over few rows in the elements' own
+precision and are added up in float64.
 A tensor is divided into parts by its shape alone, and the parts' sums are merged in their order:
 the result is the same, bit by bit, on any number of threads.
 
@@ -13,12 +15,15 @@ from __future__ import annotations
 import numpy as np
 
 from homeostat.kernels.compiled import compiled
-from homeostat.kernels.elements import choose, multiply_add, narrow, take, widen, zero_of
+from homeostat.kernels.elements import choose, multiply_add, narrow, widen, zero_like, zero_of
+from homeostat.kernels.vectors import LANES, broadcast, lanes_of, load, prefetch, store
 
-# The least width of a wide row: what is kept for one stays in the first-level cache.
+# The most columns of a wide row that is made of several.
 WIDTH = 1024
-# Wide rows that a float32 sum runs over; so many of them stay in the second-level cache.
-BLOCK = 32
+# The elements that a loop down a strip leaves behind for the other strips: they stay in the
+# first-level cache. Short sums run over so many visits of a strip.
+VISIT = 2048
+VISITS = 4
 # The elements of a part, enough to be worth sharing with another thread, and the most parts.
 PART_ELEMENTS = 2**18
 MOST_PARTS = 64
@@ -28,17 +33,43 @@ MOST_PARTS = 64
 def rows_per_part(rows, channels):
     """Return how many rows a part has (the last one the rest): a multiple of four wide rows."""
     parts = max(1, min(MOST_PARTS, rows * channels // PART_ELEMENTS))
-    step = 4 * rows_side_by_side(channels, WIDTH)
+    step = 4 * rows_side_by_side(channels)
     return -(-rows // (parts * step)) * step
 
 
 @compiled
-def rows_side_by_side(channels, width):
-    """Return how many rows make a wide row of at least about a width: an odd number.
+def rows_side_by_side(channels):
+    """Return how many rows make a wide row: it fills strips, or has so many that waste is small."""
+    for times in range(1, WIDTH // channels + 1):
+        if times * channels % LANES == 0:
+            return times
+    return max(1, WIDTH // channels)
 
-    Wide rows of 4096 bytes each would fall on the same lines of the cache.
-    """
-    return max(1, width // channels) | 1
+
+@compiled
+def _rows_per_visit(width):
+    return max(8, min(32, VISIT // width // 4 * 4))
+
+
+@compiled
+def _strips(width, lanes):
+    return -(-width // lanes)
+
+
+@compiled
+def _start(strip, width, lanes):
+    """Return a strip's first column; the last strip overlaps the one before it."""
+    return min(strip * lanes, width - lanes)
+
+
+@compiled
+def _closed_up(sums, width, lanes):
+    """Return each column's sum, once, from those of all strips, one after the other."""
+    last = _strips(width, lanes) - 1
+    twice = last * lanes - _start(last, width, lanes)
+    for j in range(last * lanes, width):
+        sums[j] = sums[j + twice]
+    return sums[:width]
 
 
 @compiled
@@ -55,25 +86,6 @@ def _repeated(channels, times):
     for i in range(wide.size):
         wide[i] = channels[i % channels.size]
     return wide
-
-
-@compiled
-def _add_four(x, sums):
-    n = sums.size
-    x0, x1, x2, x3 = x[:n], x[n : 2 * n], x[2 * n : 3 * n], x[3 * n :]
-    for j in range(n):
-        sums[j] += (widen(x0[j]) + widen(x1[j])) + (widen(x2[j]) + widen(x3[j]))
-
-
-@compiled
-def _add_four_centred(x, pivot, sums, squares):
-    n = sums.size
-    x0, x1, x2, x3 = x[:n], x[n : 2 * n], x[2 * n : 3 * n], x[3 * n :]
-    for j in range(n):
-        p = pivot[j]
-        c0, c1, c2, c3 = widen(x0[j]) - p, widen(x1[j]) - p, widen(x2[j]) - p, widen(x3[j]) - p
-        sums[j] += (c0 + c1) + (c2 + c3)
-        squares[j] += (c0 * c0 + c1 * c1) + (c2 * c2 + c3 * c3)
 
 
 @compiled
@@ -108,10 +120,40 @@ def _moments_of_few(x, rows, mean, spread):
 
 
 @compiled
+def _strip_mean(x, at, width, rows):
+    """Return the mean of a strip's rows, a multiple of four."""
+    sums = broadcast(zero_of(x), x)
+    for i in range(at, at + rows * width, 4 * width):
+        first, second = load(x, i), load(x, i + width)
+        third, fourth = load(x, i + 2 * width), load(x, i + 3 * width)
+        sums += (first + second) + (third + fourth)
+    return sums * (1.0 / rows)
+
+
+@compiled
+def _strip_moments(x, at, width, rows, slot, pivot, sums, squares):
+    """Add a strip's rows, a multiple of four and centred on the pivot, to the sums in its slot."""
+    p, s, q = load(pivot, slot), load(sums, slot), load(squares, slot)
+    ahead = rows * width
+    for i in range(at, at + ahead, 4 * width):
+        prefetch(x, i + ahead)
+        prefetch(x, i + ahead + width)
+        prefetch(x, i + ahead + 2 * width)
+        prefetch(x, i + ahead + 3 * width)
+        first, second = load(x, i) - p, load(x, i + width) - p
+        third, fourth = load(x, i + 2 * width) - p, load(x, i + 3 * width) - p
+        s += (first + second) + (third + fourth)
+        q += (first * first + second * second) + (third * third + fourth * fourth)
+    store(sums, slot, s)
+    store(squares, slot, q)
+
+
+@compiled
 def moments(x, channels, mean, spread):
     """Compute each channel's mean and sum of squared deviations.
 
-    Each block of rows is centred on its own mean, so neither a large mean nor an outlier elsewhere
+    Each block of rows is centred on the mean of its first quarter, which is at most the square root
+    of three of its standard deviations away from its own: neither a large mean nor an outlier
     costs digits.
 
     Args:
@@ -120,125 +162,128 @@ def moments(x, channels, mean, spread):
         mean: float64, (channels,), written.
         spread: float64, (channels,), written.
     """
-    times = rows_side_by_side(channels, WIDTH)
+    times, lanes = rows_side_by_side(channels), lanes_of(x)
     width = times * channels
-    wide_mean, wide_spread = np.zeros(width), np.zeros(width)
-    its_mean, its_spread = np.empty(width), np.empty(width)
-    zero = zero_of(x)
-    pivot, sums, squares = _aligned(width, zero), _aligned(width, zero), _aligned(width, zero)
-    whole = x.size // (4 * width) * (4 * width)
-    for first in range(0, whole, BLOCK * width):
-        last = min(first + BLOCK * width, whole)
-        rows = (last - first) // width
-        pivot[:] = zero
-        for i in range(first, last, 4 * width):
-            _add_four(x[i : i + 4 * width], pivot)
-        for j in range(width):
-            pivot[j] /= zero + rows
+    strips, visit = _strips(width, lanes), _rows_per_visit(width)
+    zero, slots = zero_of(x), strips * lanes
+    wide_mean, wide_spread = np.zeros(slots), np.zeros(slots)
+    its_mean, its_spread = np.empty(max(slots, channels)), np.empty(max(slots, channels))
+    pivot, sums, squares = _aligned(slots, zero), _aligned(slots, zero), _aligned(slots, zero)
+    whole = x.size // (4 * width) * 4
+    for block in range(0, whole, VISITS * visit):
+        rows = min(VISITS * visit, whole - block)
         sums[:] = zero
         squares[:] = zero
-        for i in range(first, last, 4 * width):
-            _add_four_centred(x[i : i + 4 * width], pivot, sums, squares)
-        for j in range(width):
+        for first in range(block, block + rows, visit):
+            its_rows = min(visit, whole - first)
+            for strip in range(strips):
+                at = first * width + _start(strip, width, lanes)
+                if first == block:
+                    store(pivot, strip * lanes, _strip_mean(x, at, width, its_rows))
+                _strip_moments(x, at, width, its_rows, strip * lanes, pivot, sums, squares)
+        for j in range(slots):
             offset = np.float64(sums[j]) / rows
             its_mean[j] = pivot[j] + offset
             its_spread[j] = squares[j] - sums[j] * offset
-        merge(first // width, wide_mean, wide_spread, rows, its_mean, its_spread)
+        merge(block, wide_mean, wide_spread, rows, its_mean, its_spread)
+    if slots >= width >= lanes:
+        wide_mean = _closed_up(wide_mean, width, lanes)
+        wide_spread = _closed_up(wide_spread, width, lanes)
     mean[:] = 0
     spread[:] = 0
-    rows = whole // width
-    for i in range(times if rows else 0):
+    for i in range(times if whole else 0):
         one = slice(i * channels, (i + 1) * channels)
-        merge(i * rows, mean, spread, rows, wide_mean[one], wide_spread[one])
-    rest = (x.size - whole) // channels
+        merge(i * whole, mean, spread, whole, wide_mean[one], wide_spread[one])
+    rest = (x.size - whole * width) // channels
     if rest:
         its_mean, its_spread = its_mean[:channels], its_spread[:channels]
-        _moments_of_few(x[whole:], rest, its_mean, its_spread)
-        merge(rows * times, mean, spread, rest, its_mean, its_spread)
+        _moments_of_few(x[whole * width :], rest, its_mean, its_spread)
+        merge(whole * times, mean, spread, rest, its_mean, its_spread)
 
 
 @compiled
 def activate(z, slope):
-    """Return z where it is positive or NaN, else slope * z; z itself with a slope of None."""
-    if slope is None:
-        return z
+    """Return z where it is positive or NaN, else slope * z; with a slope of 1, z."""
     # A slope of 0 makes -0 of a negative value and NaN of minus infinity.
-    return choose(z <= 0, choose(slope != 0, z * slope, 0), z)
+    return choose(z <= 0, choose(slope != 0, z * slope, zero_like(z)), z)
 
 
 @compiled
 def behind(z, value, slope):
     """Return value times the derivative of the activation that z went into, or came out of."""
     # A slope of 0 makes 0 of an infinite gradient too.
-    return choose(z > 0, value, choose(slope != 0, value * slope, 0))
+    return choose(z > 0, value, choose(slope != 0, value * slope, zero_like(value)))
 
 
 @compiled
-def _add_gradients(x, dy, y, mean, slope, scale, shift, sum_g, sum_centred):
-    for j in range(x.size):
-        centred, g = widen(x[j]) - mean[j], widen(dy[j])
-        # Before the activation's derivative: what is always computed is always loaded.
-        product = g * centred
-        if y is not None:
-            z = widen(y[j])
-            g, product = behind(z, g, slope), behind(z, product, slope)
-        elif scale is not None:
-            z = multiply_add(centred, scale[j], shift[j])
-            g, product = behind(z, g, slope), behind(z, product, slope)
-        sum_g[j] += g
-        sum_centred[j] += product
+def _strip_sums(x, dy, y, at, width, rows, slot, start, mean, scale, shift, slope, sums, products):
+    """Add a strip's rows to the sums of g and of g * (x - mean) in its slot."""
+    p, s, q = load(mean, start), load(sums, slot), load(products, slot)
+    a, b = load(scale, start), load(shift, start)
+    ahead = rows * width
+    for i in range(at, at + ahead, width):
+        prefetch(x, i + ahead)
+        prefetch(dy, i + ahead)
+        centred, g = load(x, i) - p, load(dy, i)
+        if y is None:
+            z = multiply_add(centred, a, b)
+        else:
+            prefetch(y, i + ahead)
+            z = load(y, i)
+        g = behind(z, g, slope)
+        s += g
+        q += g * centred
+    store(sums, slot, s)
+    store(products, slot, q)
 
 
 @compiled
-def gradient_sums(x, dy, y, mean, slope, scale, shift, sum_g, sum_centred):
+def gradient_sums(x, dy, y, mean, scale, shift, slope, sum_g, sum_centred):
     """Sum g and g * (x - mean) over the rows, where g = dy * activation'(z).
 
-    z is y where there is one, else (x - mean) * scale + shift; with neither, g is dy.
+    z is y where there is one, else (x - mean) * scale + shift.
 
     Args:
         x: flat, rows of channels.
         dy: like x.
         y: like x, or None.
         mean: of x's statistics' dtype, (channels,).
-        slope: like mean, the activation's for negative values, or None.
-        scale: like mean, or None.
-        shift: like mean, or None.
+        scale: like mean; not looked at where there is a y.
+        shift: like scale.
+        slope: like mean, the activation's for negative values; 1 for no activation.
         sum_g: float64, (channels,), written.
         sum_centred: float64, (channels,), written.
     """
-    channels = mean.size
-    times = rows_side_by_side(channels, WIDTH)
+    channels, lanes = mean.size, lanes_of(x)
+    times = rows_side_by_side(channels)
     width = times * channels
-    m = _repeated(mean, times)
-    # Never None: numba would ask for each element whether it is.
-    a = m if scale is None else _repeated(scale, times)
-    b = m if shift is None else _repeated(shift, times)
-    zero = zero_of(x)
-    short_g, short_centred = _aligned(width, zero), _aligned(width, zero)
-    long_g, long_centred = np.zeros(width), np.zeros(width)
-    whole = x.size // width * width
-    for first in range(0, whole, BLOCK * width):
+    strips, visit = _strips(width, lanes), _rows_per_visit(width)
+    m, a, b = _repeated(mean, times), _repeated(scale, times), _repeated(shift, times)
+    zero, slots = zero_of(x), strips * lanes
+    short_g, short_centred = _aligned(slots, zero), _aligned(slots, zero)
+    long_g, long_centred = np.zeros(slots), np.zeros(slots)
+    whole = x.size // width
+    for block in range(0, whole, VISITS * visit):
         short_g[:] = zero
         short_centred[:] = zero
-        for i in range(first, min(first + BLOCK * width, whole), width):
-            its_x, its_dy = x[i : i + width], dy[i : i + width]
-            if y is not None:
-                its_y = y[i : i + width]
-                _add_gradients(its_x, its_dy, its_y, m, slope, None, None, short_g, short_centred)
-            elif scale is not None:
-                _add_gradients(its_x, its_dy, None, m, slope, a, b, short_g, short_centred)
-            else:
-                _add_gradients(its_x, its_dy, None, m, None, None, None, short_g, short_centred)
-        for j in range(width):
+        for first in range(block, min(block + VISITS * visit, whole), visit):
+            rows = min(visit, whole - first)
+            for strip in range(strips):
+                start, slot = _start(strip, width, lanes), strip * lanes
+                at = first * width + start
+                _strip_sums(
+                    x, dy, y, at, width, rows, slot, start, m, a, b, slope, short_g, short_centred
+                )  # fmt: skip
+        for j in range(slots):
             long_g[j] += short_g[j]
             long_centred[j] += short_centred[j]
-    for i in range(whole, x.size):
-        j = (i - whole) % channels
+    long_g = _closed_up(long_g, width, lanes)
+    long_centred = _closed_up(long_centred, width, lanes)
+    for i in range(whole * width, x.size):
+        j = (i - whole * width) % channels
         centred, g = widen(x[i]) - m[j], widen(dy[i])
-        if y is not None:
-            g = behind(widen(y[i]), g, slope)
-        elif scale is not None:
-            g = behind(multiply_add(centred, a[j], b[j]), g, slope)
+        z = multiply_add(centred, a[j], b[j]) if y is None else widen(y[i])
+        g = behind(z, g, slope)
         long_g[j] += g
         long_centred[j] += g * centred
     for j in range(channels):
@@ -247,129 +292,150 @@ def gradient_sums(x, dy, y, mean, slope, scale, shift, sum_g, sum_centred):
 
 
 @compiled
-def _apply_row(x, residual, mean, scale, shift, slope, y):
-    for j in range(x.size):
-        z = multiply_add(widen(x[j]) - mean[j], scale[j], shift[j])
+def _apply_strip(x, residual, at, width, rows, start, mean, scale, shift, slope, y):
+    p, a, b = load(mean, start), load(scale, start), load(shift, start)
+    ahead = rows * width
+    for i in range(at, at + ahead, width):
+        prefetch(x, i + ahead)
+        z = multiply_add(load(x, i) - p, a, b)
         if residual is not None:
-            z += widen(residual[j])
-        y[j] = narrow(activate(z, slope), y)
+            prefetch(residual, i + ahead)
+            z += load(residual, i)
+        store(y, i, activate(z, slope))
 
 
 @compiled
-def _gradient_row(x, dy, y, mean, scale, shift, slope, by_x, constant, dx, g_out):
-    for j in range(x.size):
-        centred, g = widen(x[j]) - mean[j], widen(dy[j])
-        rest = multiply_add(by_x[j], centred, constant[j])
-        wanted = multiply_add(scale[j], g, rest)
-        if slope is not None:
-            z = multiply_add(centred, scale[j], shift[j]) if y is None else widen(y[j])
-            below = choose(slope != 0, multiply_add(scale[j], g * slope, rest), rest)
-            wanted = choose(z > 0, wanted, below)
-            if g_out is not None:
-                g_out[j] = narrow(behind(z, g, slope), g_out)
-        dx[j] = narrow(wanted, dx)
-
-
-# The leaves that threads share: each takes parts by the counter until none is left.
+def _apply_rest(x, residual, at, mean, scale, shift, slope, y):
+    for i in range(at, x.size):
+        j = i - at
+        z = multiply_add(widen(x[i]) - mean[j], scale[j], shift[j])
+        if residual is not None:
+            z += widen(residual[i])
+        y[i] = narrow(activate(z, slope), y)
 
 
 @compiled
-def _bounds(part, x, channels):
-    size = rows_per_part(x.size // channels, channels) * channels
-    return part * size, min((part + 1) * size, x.size)
+def apply(x, residual, mean, scale, shift, slope, y):
+    """Compute y = activation((x - mean) * scale + shift + residual).
 
-
-@compiled
-def moments_leaf(counter, x, channels, room):
-    """Compute the moments of parts into room, float64, (parts * 2 * channels,)."""
-    part = take(counter)
-    first, last = _bounds(part, x, channels)
-    while first < last:
-        at = 2 * part * channels
-        mean, spread = room[at : at + channels], room[at + channels : at + 2 * channels]
-        moments(x[first:last], channels, mean, spread)
-        part = take(counter)
-        first, last = _bounds(part, x, channels)
-
-
-@compiled
-def sums_leaf(counter, x, dy, y, mean, scale, shift, slope, room):
-    """Compute the gradient sums of parts into room, float64, (parts * 2 * channels,)."""
-    channels = mean.size
-    part = take(counter)
-    first, last = _bounds(part, x, channels)
-    while first < last:
-        at = 2 * part * channels
-        one, other = room[at : at + channels], room[at + channels : at + 2 * channels]
-        its_x, its_dy = x[first:last], dy[first:last]
-        if slope is None:
-            gradient_sums(its_x, its_dy, None, mean, None, None, None, one, other)
-        elif y is None:
-            gradient_sums(its_x, its_dy, None, mean, slope, scale, shift, one, other)
-        else:
-            gradient_sums(its_x, its_dy, y[first:last], mean, slope, None, None, one, other)
-        part = take(counter)
-        first, last = _bounds(part, x, channels)
-
-
-@compiled
-def apply_leaf(counter, x, residual, mean, scale, shift, slope, y):
-    """Compute y = activation((x - mean) * scale + shift + residual) in parts."""
-    channels = mean.size
-    times = rows_side_by_side(channels, WIDTH)
+    Args:
+        x: flat, rows of channels.
+        residual: like x, or None.
+        mean: of x's statistics' dtype, (channels,).
+        scale: like mean.
+        shift: like mean.
+        slope: like mean, the activation's for negative values; 1 for no activation.
+        y: like x, written.
+    """
+    times, lanes = rows_side_by_side(mean.size), lanes_of(x)
     p, a, b = _repeated(mean, times), _repeated(scale, times), _repeated(shift, times)
-    first, last = _bounds(take(counter), x, channels)
-    while first < last:
-        for i in range(first, last, p.size):
-            end = min(i + p.size, last)
-            if residual is None:
-                _apply_row(x[i:end], None, p, a, b, slope, y[i:end])
-            else:
-                _apply_row(x[i:end], residual[i:end], p, a, b, slope, y[i:end])
-        first, last = _bounds(take(counter), x, channels)
+    width = p.size
+    visit, whole = _rows_per_visit(width), x.size // width
+    for first in range(0, whole, visit):
+        rows = min(visit, whole - first)
+        for strip in range(_strips(width, lanes)):
+            start = _start(strip, width, lanes)
+            at = first * width + start
+            _apply_strip(x, residual, at, width, rows, start, p, a, b, slope, y)
+    _apply_rest(x, residual, whole * width, p, a, b, slope, y)
 
 
 @compiled
-def gradient_leaf(counter, x, dy, y, mean, scale, shift, slope, by_x, constant, dx, g_out):
-    """Compute dx = scale * g + by_x * (x - mean) + constant in parts, and g where there is a y."""
-    channels = mean.size
-    times = rows_side_by_side(channels, WIDTH)
+def _gradient_strip(
+    x, dy, y, at, width, rows, start, mean, scale, shift, slope, by_x, constant, dx, g_out
+):
+    p, a, b = load(mean, start), load(scale, start), load(shift, start)
+    k, c = load(by_x, start), load(constant, start)
+    ahead = rows * width
+    for i in range(at, at + ahead, width):
+        prefetch(x, i + ahead)
+        prefetch(dy, i + ahead)
+        centred, g = load(x, i) - p, load(dy, i)
+        if y is None:
+            z = multiply_add(centred, a, b)
+        else:
+            prefetch(y, i + ahead)
+            z = load(y, i)
+        g = behind(z, g, slope)
+        if g_out is not None:
+            store(g_out, i, g)
+        store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)))
+
+
+@compiled
+def _gradient_rest(x, dy, y, at, mean, scale, shift, slope, by_x, constant, dx, g_out):
+    for i in range(at, x.size):
+        j = i - at
+        centred, g = widen(x[i]) - mean[j], widen(dy[i])
+        z = multiply_add(centred, scale[j], shift[j]) if y is None else widen(y[i])
+        g = behind(z, g, slope)
+        if g_out is not None:
+            g_out[i] = narrow(g, g_out)
+        rest = multiply_add(by_x[j], centred, constant[j])
+        dx[i] = narrow(multiply_add(scale[j], g, rest), dx)
+
+
+@compiled
+def gradient(x, dy, y, mean, scale, shift, slope, by_x, constant, dx, g_out):
+    """Compute dx = scale * g + by_x * (x - mean) + constant, and g if asked for.
+
+    Args:
+        x: flat, rows of channels.
+        dy: like x.
+        y: like x, whose sign tells g = dy * activation'(z); None to compute z again.
+        mean: of x's statistics' dtype, (channels,).
+        scale: like mean.
+        shift: like mean.
+        slope: like mean, the activation's for negative values; 1 for no activation.
+        by_x: like mean.
+        constant: like mean.
+        dx: like x, written.
+        g_out: like x, written, or None.
+    """
+    times, lanes = rows_side_by_side(mean.size), lanes_of(x)
     p, a, b = _repeated(mean, times), _repeated(scale, times), _repeated(shift, times)
     k, c = _repeated(by_x, times), _repeated(constant, times)
-    first, last = _bounds(take(counter), x, channels)
-    while first < last:
-        for i in range(first, last, p.size):
-            end = min(i + p.size, last)
-            its_x, its_dy, its_dx = x[i:end], dy[i:end], dx[i:end]
-            if y is None:
-                _gradient_row(its_x, its_dy, None, p, a, b, slope, k, c, its_dx, None)
-            else:
-                its_y, its_g = y[i:end], g_out[i:end]
-                _gradient_row(its_x, its_dy, its_y, p, a, b, slope, k, c, its_dx, its_g)
-        first, last = _bounds(take(counter), x, channels)
+    width = p.size
+    visit, whole = _rows_per_visit(width), x.size // width
+    for first in range(0, whole, visit):
+        rows = min(visit, whole - first)
+        for strip in range(_strips(width, lanes)):
+            start = _start(strip, width, lanes)
+            at = first * width + start
+            _gradient_strip(
+                x, dy, y, at, width, rows, start, p, a, b, slope, k, c, dx, g_out
+            )  # fmt: skip
+    _gradient_rest(x, dy, y, whole * width, p, a, b, slope, k, c, dx, g_out)
 
 
 @compiled
-def merge_moments(x, channels, room, mean, spread):
-    """Merge the moments of all parts; mean and spread, float64, (channels,), are written."""
-    rows = x.size // channels
+def bounds(part, size, channels):
+    """Return the first element of a part and the one behind its last."""
+    step = rows_per_part(size // channels, channels) * channels
+    return part * step, min((part + 1) * step, size)
+
+
+@compiled
+def merge_parts(rows, channels, room, are_moments, one, other):
+    """Merge all parts' rooms: means and sums of squared deviations, or gradient sums.
+
+    Args:
+        rows: how many there are.
+        channels: of each row.
+        room: float64, (parts * 2 * channels,).
+        are_moments: which of the two it is.
+        one: float64, (channels,), written.
+        other: like one.
+    """
     size = rows_per_part(rows, channels)
-    mean[:] = 0
-    spread[:] = 0
-    for part in range(-(-rows // size)):
-        at, count = 2 * part * channels, part * size
-        its_mean, its_spread = room[at : at + channels], room[at + channels : at + 2 * channels]
-        merge(count, mean, spread, min(size, rows - count), its_mean, its_spread)
-
-
-@compiled
-def merge_sums(x, channels, room, one, other):
-    """Add up the gradient sums of all parts; one and other, float64, (channels,), are written."""
-    rows = x.size // channels
     one[:] = 0
     other[:] = 0
-    for part in range(-(-rows // rows_per_part(rows, channels))):
-        at = 2 * part * channels
-        for j in range(channels):
-            one[j] += room[at + j]
-            other[j] += room[at + channels + j]
+    for part in range(-(-rows // size)):
+        at, count = 2 * part * channels, part * size
+        its_one, its_other = room[at : at + channels], room[at + channels : at + 2 * channels]
+        if are_moments:
+            merge(count, one, other, min(size, rows - count), its_one, its_other)
+        else:
+            for j in range(channels):
+                one[j] += its_one[j]
+                other[j] += its_other[j]

@@ -1,7 +1,12 @@
-"""The threads that run the loops: a pool of our own, made anew after a fork."""
+"""The threads that run the loops: OpenMP's where a library has brought it, else a pool of our own.
+
+OpenMP's threads wait for their next work actively for a while. Whoever runs threads of their own
+beside a library that uses them, as PyTorch does, gets half of each processor.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,43 +14,71 @@ from typing import Any
 
 import numpy as np
 
+from homeostat.kernels.cpu import run_parts
+
 _pool: ThreadPoolExecutor | None = None
+# GOMP_parallel(function, data, threads, flags) of libgomp, which LLVM's and Intel's have too.
+_openmp: Callable[..., Any] | None = None
 
 
 def _forget() -> None:
-    # A fork copies the pool but none of its threads.
-    global _pool
-    _pool = None
+    # A fork copies the pools but none of their threads, and OpenMP does not notice.
+    global _pool, _openmp
+    _pool = _openmp = None
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def share(leaf: Callable[..., Any], parts: int, threads: int, *arguments: Any) -> None:
-    """Run a leaf's parts on this thread and on up to threads - 1 others; return when all are done.
+def use_openmp_of(library: str | os.PathLike[str]) -> None:
+    """Run the loops on the OpenMP threads of a loaded library, where it has any.
 
     Args:
-        leaf: called as ``leaf(counter, *arguments)``; takes parts until none is left.
+        library: path of the shared library; one that is not there, or without OpenMP, is ignored.
+    """
+    global _openmp
+    try:
+        _openmp = ctypes.CDLL(os.fspath(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return
+    _openmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    _openmp.restype = None
+
+
+def share(function: int, record: Any, parts: int, threads: int) -> None:
+    """Run a function's parts on this thread and on others; return when all are done.
+
+    Args:
+        function: address of one of the functions of `cpu`.
+        record: what it is to compute.
         parts: how many there are.
         threads: how many threads may run it, this one included.
-        *arguments: what else it wants.
     """
-    global _pool
-    counter = np.zeros(1, np.int64)
-    helpers = []
-    for _ in range(min(threads, parts) - 1):
-        if _pool is None:
-            _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="homeostat")
-        try:
-            helpers.append(_pool.submit(leaf, counter, *arguments))
-        except RuntimeError:
-            # The interpreter is shutting down and takes no more tasks.
-            break
+    job = np.array([0, parts, function, record.ctypes.data], np.int64)
+    threads = min(threads, parts)
+    if threads > 1 and _openmp is not None:
+        _openmp(run_parts.address, job.ctypes.data, threads, 0)
+        return
+    helpers = _helpers(job, threads - 1)
     try:
-        leaf(counter, *arguments)
+        run_parts.ctypes(job.ctypes.data)
     finally:
         for helper in helpers:
             # One that has not begun finds nothing left; do not wait for it.
             if not helper.cancel():
                 helper.result()
+
+
+def _helpers(job: Any, number: int) -> list[Any]:
+    global _pool
+    helpers: list[Any] = []
+    for _ in range(number):
+        if _pool is None:
+            _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="homeostat")
+        try:
+            helpers.append(_pool.submit(run_parts.ctypes, job.ctypes.data))
+        except RuntimeError:
+            # The interpreter is shutting down and takes no more tasks.
+            break
+    return helpers

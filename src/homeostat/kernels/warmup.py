@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,8 +33,6 @@ def steps(dtypes: tuple[str, ...] = tuple(DTYPES)) -> Iterator[tuple[str, Callab
                 parts = ("ReLU" if slope is not None else "", "residual" if residual else "")
                 name = " + ".join(part for part in (f"{dtype}, {order}", *parts) if part)
                 yield name, lambda d=dtype, s=shape, a=slope, r=residual: _step(DTYPES[d], s, a, r)
-    if "float32" in dtypes:
-        yield "what XLA calls", lambda: importlib.import_module("homeostat.kernels.cpu")
 
 
 def _step(dtype: Any, shape: batchnorm.Shape, slope: float | None, residual: bool) -> None:

@@ -13,21 +13,29 @@ import numpy as np
 from numba import cfunc, types
 
 from homeostat.errors import HomeostatWarning
-from homeostat.kernels import cpu, ffi
+from homeostat.kernels import cpu, ffi, rows
+from homeostat.kernels.addresses import call, float32s, words
 
 Array = Any
 
 TARGET = "homeostat_channel_sums"
 
-RUN_PART, MERGE_PARTS = cpu.run_part.address, cpu.merge_parts.address
+# What is asked for: moments, or gradient sums without an activation, with one whose input is
+# computed again, or whose output was kept.
+MOMENTS, LINEAR, RECOMPUTING, KEEPING = range(4)
+
+_ROWS_MOMENTS = cpu.part_function(cpu.rows_moments, "float32").address
+_ROWS_SUMS = cpu.part_function(cpu.rows_sums, "float32").address
+_ONE = np.ones(1, np.float32)
+_ADDRESS_OF_ONE = _ONE.ctypes.data
 
 
 @cfunc(types.intp(types.intp))
 def _run_parts(address):
-    """Run parts of a job until none is left; its own words are the kernel's record."""
+    """Run parts of a job until none is left; its own words are a function and its record."""
     part = ffi.take(address)
     while part >= 0:
-        ffi.call(RUN_PART, address + 8 * ffi.OWN, part)
+        call(words(address, ffi.OWN + 1)[ffi.OWN], address + 8 * (ffi.OWN + 1), part)
         ffi.finish(address)
         part = ffi.take(address)
     ffi.leave(address)
@@ -39,28 +47,38 @@ RUN_PARTS = _run_parts.address
 
 @cfunc(types.intp(types.intp))
 def _handler(address):
-    """Answer XLA's call: arguments are the kind of kernel, x and what the kind needs."""
-    frame = cpu.words(address, ffi.FRAME_WORDS)
+    """Answer XLA's call: arguments are what is asked for, x and what else it needs."""
+    frame = words(address, ffi.FRAME_WORDS)
     if not ffi.is_run(frame):
         return 0
-    arguments = cpu.words(frame[ffi.ARGUMENTS], frame[ffi.ARGUMENTS_NUMBER])
-    result = cpu.words(frame[ffi.RESULTS], 1)[0]
+    arguments = words(frame[ffi.ARGUMENTS], frame[ffi.ARGUMENTS_NUMBER])
+    kind = words(ffi.data_of(arguments[0]), 1)[0] & 0xFFFFFFFF
+    result = words(frame[ffi.RESULTS], 1)[0]
     channels = ffi.elements_of(result) // 2
-    rows = ffi.elements_of(arguments[1]) // channels
-    parts = -(-rows // cpu.rows_per_part(rows, channels))
+    count = ffi.elements_of(arguments[1]) // channels
+    parts = -(-count // rows.rows_per_part(count, channels))
     room = np.empty(2 * channels * parts, np.float64)
-    job = ffi.new_job(parts, cpu.RECORD_WORDS)
-    record_address = job + 8 * ffi.OWN
-    record = cpu.words(record_address, cpu.RECORD_WORDS)
-    record[cpu.KIND] = cpu.words(ffi.data_of(arguments[0]), 1)[0] & 0xFFFFFFFF
-    record[cpu.ROWS], record[cpu.CHANNELS], record[cpu.ROOM] = rows, channels, room.ctypes.data
+    job = ffi.new_job(parts, 1 + cpu.RECORD_WORDS)
+    own = words(job + 8 * ffi.OWN, 1 + cpu.RECORD_WORDS)
+    own[0] = _ROWS_MOMENTS if kind == MOMENTS else _ROWS_SUMS
+    record = own[1:]
+    record[:] = 0
+    record[cpu.OUTER], record[cpu.CHANNELS], record[cpu.INNER] = count, channels, 1
+    record[cpu.ROOM] = room.ctypes.data
     for i in range(1, arguments.size):
         record[cpu.X + i - 1] = ffi.data_of(arguments[i])
+    if kind == LINEAR:
+        record[cpu.SLOPE], record[cpu.Y] = _ADDRESS_OF_ONE, record[cpu.DY]
+    elif kind == KEEPING:
+        record[cpu.Y] = record[cpu.SCALE]
     ffi.run(frame, RUN_PARTS, job)
-    ffi.call(MERGE_PARTS, record_address, ffi.data_of(result))
     ffi.leave(job)
-    # Its last use: numba frees an array behind it.
-    room[0] = 0
+    one, other = np.empty(channels), np.empty(channels)
+    rows.merge_parts(count, channels, room, kind == MOMENTS, one, other)
+    results = float32s(ffi.data_of(result), 2 * channels)
+    for c in range(channels):
+        results[c] = one[c]
+        results[channels + c] = other[c] / count if kind == MOMENTS else other[c]
     return 0
 
 
@@ -73,7 +91,7 @@ def moments(x: Array) -> Array:
     Returns:
         float32, (2, channels).
     """
-    return _call(cpu.MOMENTS, x)
+    return _call(MOMENTS, x)
 
 
 def gradient_sums(
@@ -101,11 +119,11 @@ def gradient_sums(
         float32, (2, channels).
     """
     if slope is None:
-        return _call(cpu.LINEAR, x, dy, mean)
+        return _call(LINEAR, x, dy, mean)
     slopes = np.asarray([slope], np.float32)
     if y is None:
-        return _call(cpu.RECOMPUTING, x, dy, mean, slopes, scale, shift)
-    return _call(cpu.KEEPING, x, dy, mean, slopes, y)
+        return _call(RECOMPUTING, x, dy, mean, slopes, scale, shift)
+    return _call(KEEPING, x, dy, mean, slopes, y)
 
 
 def _call(kind: int, x: Array, *others: Array) -> Array:

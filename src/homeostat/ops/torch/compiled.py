@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -99,9 +100,10 @@ def _is_traced(x: Tensor) -> bool:
 
 @functools.cache
 def _loops() -> Any:
-    """Return the module of the loops, which needs numba."""
-    from homeostat.kernels import batchnorm
+    """Return the module of the loops, which needs numba; they run on PyTorch's threads."""
+    from homeostat.kernels import batchnorm, threads
 
+    threads.use_openmp_of(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
     return batchnorm
 
 
