@@ -73,14 +73,14 @@ def fetch_add(context: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def call(context: Any, function: Any, first: Any, second: Any) -> Any:
-    """Call a C function by its address, with two words of which it may want fewer."""
+def call(context: Any, function: Any, first: Any, second: Any, third: Any, fourth: Any) -> Any:
+    """Call a C function by its address, with four words of which it may want fewer."""
 
     def generate(builder: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(_WORD, [_WORD, _WORD]).as_pointer()
+        kind = ir.FunctionType(_WORD, [_WORD] * 4).as_pointer()
         return builder.call(builder.inttoptr(arguments[0], kind), arguments[1:])
 
-    return instruction(types.intp(types.intp, types.intp, types.intp), generate)
+    return instruction(types.intp(*[types.intp] * 5), generate)
 
 
 @compiled

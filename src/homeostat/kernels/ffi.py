@@ -136,7 +136,7 @@ def run(frame, task, address):
             # No pool, or none that takes tasks: this thread does what is left.
             _request(api[ERROR_DESTROY], error, 0, 0)
     fetch_add(address + 8 * HOLDERS, 1)
-    call(task, address, 0)
+    call(task, address, 0, 0, 0)
     while fetch_add(address + 8 * DONE, 0) < parts:
         pass
 
@@ -147,7 +147,7 @@ def _request(function, first, second, third):
     request = np.empty(5, np.int64)
     request[0] = 24 + 8 * (second != 0) + 8 * (third != 0)
     request[1], request[2], request[3], request[4] = 0, first, second, third
-    answer = call(function, request.ctypes.data, 0)
+    answer = call(function, request.ctypes.data, 0, 0, 0)
     # Its last use: numba frees an array behind it.
     request[0] = 0
     return answer

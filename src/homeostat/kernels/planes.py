@@ -94,7 +94,7 @@ def piece_moments(x):
 
 
 @compiled
-def _segment_sums(x, dy, y, first, last, mean, scale, shift, slope):
+def _segment_sums(x, dy, y, g_out, first, last, mean, scale, shift, slope):
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     s, q = broadcast(zero_of(x), x), broadcast(zero_of(x), x)
     whole = first + (last - first) // lanes_of(x) * lanes_of(x)
@@ -108,6 +108,8 @@ def _segment_sums(x, dy, y, first, last, mean, scale, shift, slope):
             prefetch(y, i + AHEAD)
             z = load(y, i)
         g = behind(z, g, slope)
+        if g_out is not None:
+            store(g_out, i, g)
         s += g
         q += g * centred
     rest, products = zero_of(x), zero_of(x)
@@ -115,21 +117,25 @@ def _segment_sums(x, dy, y, first, last, mean, scale, shift, slope):
         centred, g = widen(x[i]) - mean, widen(dy[i])
         z = multiply_add(centred, scale, shift) if y is None else widen(y[i])
         g = behind(z, g, slope)
+        if g_out is not None:
+            g_out[i] = narrow(g, g_out)
         rest = add(rest, g)
         products = add(products, g * centred)
     return total(s) + rest, total(q) + products
 
 
 @compiled
-def piece_sums(x, dy, y, mean, scale, shift, slope):
-    """Return the sums of g and of g * (x - mean), where g = dy * activation'(z).
+def piece_sums(x, dy, y, g_out, mean, scale, shift, slope):
+    """Return the sums of g and of g * (x - mean), where g = dy * activation'(z), and write g.
 
-    z is y where there is one, else (x - mean) * scale + shift.
+    z is y where there is one, else (x - mean) * scale + shift; g_out may be None.
     """
     sum_g, sum_centred = 0.0, 0.0
     for first in range(0, x.size, SEGMENT):
         last = min(first + SEGMENT, x.size)
-        short_g, short_centred = _segment_sums(x, dy, y, first, last, mean, scale, shift, slope)
+        short_g, short_centred = _segment_sums(
+            x, dy, y, g_out, first, last, mean, scale, shift, slope
+        )
         sum_g += short_g
         sum_centred += short_centred
     return sum_g, sum_centred
@@ -155,8 +161,11 @@ def apply_piece(x, residual, mean, scale, shift, slope, y):
 
 
 @compiled
-def gradient_piece(x, dy, y, mean, scale, shift, slope, by_x, constant, dx, g_out):
-    """Compute dx = scale * g + by_x * (x - mean) + constant, and g if asked for."""
+def gradient_piece(x, dy, mean, scale, shift, slope, by_x, constant, dx):
+    """Compute dx = scale * g + by_x * (x - mean) + constant, where g = dy * activation'(z).
+
+    z = (x - mean) * scale + shift; without a slope g is dy.
+    """
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     k, c = broadcast(by_x, x), broadcast(constant, x)
     whole = x.size // lanes_of(x) * lanes_of(x)
@@ -164,21 +173,13 @@ def gradient_piece(x, dy, y, mean, scale, shift, slope, by_x, constant, dx, g_ou
         prefetch(x, i + AHEAD)
         prefetch(dy, i + AHEAD)
         centred, g = load(x, i) - p, load(dy, i)
-        if y is None:
-            z = multiply_add(centred, a, b)
-        else:
-            prefetch(y, i + AHEAD)
-            z = load(y, i)
-        g = behind(z, g, slope)
-        if g_out is not None:
-            store(g_out, i, g)
+        if slope is not None:
+            g = behind(multiply_add(centred, a, b), g, slope)
         store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)))
     for i in range(whole, x.size):
         centred, g = widen(x[i]) - mean, widen(dy[i])
-        z = multiply_add(centred, scale, shift) if y is None else widen(y[i])
-        g = behind(z, g, slope)
-        if g_out is not None:
-            g_out[i] = narrow(g, g_out)
+        if slope is not None:
+            g = behind(multiply_add(centred, scale, shift), g, slope)
         dx[i] = narrow(multiply_add(scale, g, multiply_add(by_x, centred, constant)), dx)
 
 

@@ -20,10 +20,10 @@ from homeostat.kernels.vectors import LANES, broadcast, lanes_of, load, prefetch
 
 # The most columns of a wide row that is made of several.
 WIDTH = 1024
-# The elements that a loop down a strip leaves behind for the other strips: they stay in the
-# first-level cache. Short sums run over so many visits of a strip.
-VISIT = 2048
-VISITS = 4
+# How many elements ahead memory is fetched, at least.
+AHEAD = 2048
+# The rows that a float32 sum runs over.
+BLOCK = 32
 # The elements of a part, enough to be worth sharing with another thread, and the most parts.
 PART_ELEMENTS = 2**18
 MOST_PARTS = 64
@@ -48,7 +48,20 @@ def rows_side_by_side(channels):
 
 @compiled
 def _rows_per_visit(width):
-    return max(8, min(32, VISIT // width // 4 * 4))
+    """Return for how many rows a loop runs down a strip before the next one's turn.
+
+    Few enough for memory to be read in its order, but where what all strips keep fills the
+    first-level cache.
+    """
+    if width <= LANES:
+        return BLOCK
+    return 1 if width <= WIDTH else 8
+
+
+@compiled
+def _ahead(rows, width):
+    """Return how far ahead a strip's memory is fetched: whole rows, those of a visit at least."""
+    return max(rows, AHEAD // width) * width
 
 
 @compiled
@@ -134,8 +147,8 @@ def _strip_mean(x, at, width, rows):
 def _strip_moments(x, at, width, rows, slot, pivot, sums, squares):
     """Add a strip's rows, a multiple of four and centred on the pivot, to the sums in its slot."""
     p, s, q = load(pivot, slot), load(sums, slot), load(squares, slot)
-    ahead = rows * width
-    for i in range(at, at + ahead, 4 * width):
+    ahead = _ahead(rows, width)
+    for i in range(at, at + rows * width, 4 * width):
         prefetch(x, i + ahead)
         prefetch(x, i + ahead + width)
         prefetch(x, i + ahead + 2 * width)
@@ -164,14 +177,14 @@ def moments(x, channels, mean, spread):
     """
     times, lanes = rows_side_by_side(channels), lanes_of(x)
     width = times * channels
-    strips, visit = _strips(width, lanes), _rows_per_visit(width)
+    strips, visit = _strips(width, lanes), BLOCK // 4
     zero, slots = zero_of(x), strips * lanes
     wide_mean, wide_spread = np.zeros(slots), np.zeros(slots)
     its_mean, its_spread = np.empty(max(slots, channels)), np.empty(max(slots, channels))
     pivot, sums, squares = _aligned(slots, zero), _aligned(slots, zero), _aligned(slots, zero)
     whole = x.size // (4 * width) * 4
-    for block in range(0, whole, VISITS * visit):
-        rows = min(VISITS * visit, whole - block)
+    for block in range(0, whole, BLOCK):
+        rows = min(BLOCK, whole - block)
         sums[:] = zero
         squares[:] = zero
         for first in range(block, block + rows, visit):
@@ -216,12 +229,14 @@ def behind(z, value, slope):
 
 
 @compiled
-def _strip_sums(x, dy, y, at, width, rows, slot, start, mean, scale, shift, slope, sums, products):
+def _strip_sums(
+    x, dy, y, g_out, at, width, rows, slot, start, mean, scale, shift, slope, sums, products
+):
     """Add a strip's rows to the sums of g and of g * (x - mean) in its slot."""
     p, s, q = load(mean, start), load(sums, slot), load(products, slot)
     a, b = load(scale, start), load(shift, start)
-    ahead = rows * width
-    for i in range(at, at + ahead, width):
+    ahead = _ahead(rows, width)
+    for i in range(at, at + rows * width, width):
         prefetch(x, i + ahead)
         prefetch(dy, i + ahead)
         centred, g = load(x, i) - p, load(dy, i)
@@ -231,6 +246,8 @@ def _strip_sums(x, dy, y, at, width, rows, slot, start, mean, scale, shift, slop
             prefetch(y, i + ahead)
             z = load(y, i)
         g = behind(z, g, slope)
+        if g_out is not None:
+            store(g_out, i, g)
         s += g
         q += g * centred
     store(sums, slot, s)
@@ -238,7 +255,7 @@ def _strip_sums(x, dy, y, at, width, rows, slot, start, mean, scale, shift, slop
 
 
 @compiled
-def gradient_sums(x, dy, y, mean, scale, shift, slope, sum_g, sum_centred):
+def gradient_sums(x, dy, y, g_out, mean, scale, shift, slope, sum_g, sum_centred):
     """Sum g and g * (x - mean) over the rows, where g = dy * activation'(z).
 
     z is y where there is one, else (x - mean) * scale + shift.
@@ -247,6 +264,7 @@ def gradient_sums(x, dy, y, mean, scale, shift, slope, sum_g, sum_centred):
         x: flat, rows of channels.
         dy: like x.
         y: like x, or None.
+        g_out: like x, written, or None.
         mean: of x's statistics' dtype, (channels,).
         scale: like mean; not looked at where there is a y.
         shift: like scale.
@@ -263,16 +281,18 @@ def gradient_sums(x, dy, y, mean, scale, shift, slope, sum_g, sum_centred):
     short_g, short_centred = _aligned(slots, zero), _aligned(slots, zero)
     long_g, long_centred = np.zeros(slots), np.zeros(slots)
     whole = x.size // width
-    for block in range(0, whole, VISITS * visit):
+    for block in range(0, whole, BLOCK):
         short_g[:] = zero
         short_centred[:] = zero
-        for first in range(block, min(block + VISITS * visit, whole), visit):
-            rows = min(visit, whole - first)
+        last = min(block + BLOCK, whole)
+        for first in range(block, last, visit):
+            rows = min(visit, last - first)
             for strip in range(strips):
                 start, slot = _start(strip, width, lanes), strip * lanes
                 at = first * width + start
                 _strip_sums(
-                    x, dy, y, at, width, rows, slot, start, m, a, b, slope, short_g, short_centred
+                    x, dy, y, g_out, at, width, rows, slot, start,
+                    m, a, b, slope, short_g, short_centred,
                 )  # fmt: skip
         for j in range(slots):
             long_g[j] += short_g[j]
@@ -284,6 +304,8 @@ def gradient_sums(x, dy, y, mean, scale, shift, slope, sum_g, sum_centred):
         centred, g = widen(x[i]) - m[j], widen(dy[i])
         z = multiply_add(centred, a[j], b[j]) if y is None else widen(y[i])
         g = behind(z, g, slope)
+        if g_out is not None:
+            g_out[i] = narrow(g, g_out)
         long_g[j] += g
         long_centred[j] += g * centred
     for j in range(channels):
@@ -294,8 +316,8 @@ def gradient_sums(x, dy, y, mean, scale, shift, slope, sum_g, sum_centred):
 @compiled
 def _apply_strip(x, residual, at, width, rows, start, mean, scale, shift, slope, y):
     p, a, b = load(mean, start), load(scale, start), load(shift, start)
-    ahead = rows * width
-    for i in range(at, at + ahead, width):
+    ahead = _ahead(rows, width)
+    for i in range(at, at + rows * width, width):
         prefetch(x, i + ahead)
         z = multiply_add(load(x, i) - p, a, b)
         if residual is not None:
@@ -342,55 +364,47 @@ def apply(x, residual, mean, scale, shift, slope, y):
 
 @compiled
 def _gradient_strip(
-    x, dy, y, at, width, rows, start, mean, scale, shift, slope, by_x, constant, dx, g_out
-):
+    x, dy, at, width, rows, start, mean, scale, shift, slope, by_x, constant, dx
+):  # fmt: skip
     p, a, b = load(mean, start), load(scale, start), load(shift, start)
     k, c = load(by_x, start), load(constant, start)
-    ahead = rows * width
-    for i in range(at, at + ahead, width):
+    ahead = _ahead(rows, width)
+    for i in range(at, at + rows * width, width):
         prefetch(x, i + ahead)
         prefetch(dy, i + ahead)
         centred, g = load(x, i) - p, load(dy, i)
-        if y is None:
-            z = multiply_add(centred, a, b)
-        else:
-            prefetch(y, i + ahead)
-            z = load(y, i)
-        g = behind(z, g, slope)
-        if g_out is not None:
-            store(g_out, i, g)
+        if slope is not None:
+            g = behind(multiply_add(centred, a, b), g, slope)
         store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)))
 
 
 @compiled
-def _gradient_rest(x, dy, y, at, mean, scale, shift, slope, by_x, constant, dx, g_out):
+def _gradient_rest(x, dy, at, mean, scale, shift, slope, by_x, constant, dx):
     for i in range(at, x.size):
         j = i - at
         centred, g = widen(x[i]) - mean[j], widen(dy[i])
-        z = multiply_add(centred, scale[j], shift[j]) if y is None else widen(y[i])
-        g = behind(z, g, slope)
-        if g_out is not None:
-            g_out[i] = narrow(g, g_out)
+        if slope is not None:
+            g = behind(multiply_add(centred, scale[j], shift[j]), g, slope)
         rest = multiply_add(by_x[j], centred, constant[j])
         dx[i] = narrow(multiply_add(scale[j], g, rest), dx)
 
 
 @compiled
-def gradient(x, dy, y, mean, scale, shift, slope, by_x, constant, dx, g_out):
-    """Compute dx = scale * g + by_x * (x - mean) + constant, and g if asked for.
+def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx):
+    """Compute dx = scale * g + by_x * (x - mean) + constant, where g = dy * activation'(z).
+
+    z = (x - mean) * scale + shift.
 
     Args:
         x: flat, rows of channels.
         dy: like x.
-        y: like x, whose sign tells g = dy * activation'(z); None to compute z again.
         mean: of x's statistics' dtype, (channels,).
         scale: like mean.
         shift: like mean.
-        slope: like mean, the activation's for negative values; 1 for no activation.
+        slope: like mean, the activation's for negative values, or None for g = dy.
         by_x: like mean.
         constant: like mean.
         dx: like x, written.
-        g_out: like x, written, or None.
     """
     times, lanes = rows_side_by_side(mean.size), lanes_of(x)
     p, a, b = _repeated(mean, times), _repeated(scale, times), _repeated(shift, times)
@@ -402,10 +416,8 @@ def gradient(x, dy, y, mean, scale, shift, slope, by_x, constant, dx, g_out):
         for strip in range(_strips(width, lanes)):
             start = _start(strip, width, lanes)
             at = first * width + start
-            _gradient_strip(
-                x, dy, y, at, width, rows, start, p, a, b, slope, k, c, dx, g_out
-            )  # fmt: skip
-    _gradient_rest(x, dy, y, whole * width, p, a, b, slope, k, c, dx, g_out)
+            _gradient_strip(x, dy, at, width, rows, start, p, a, b, slope, k, c, dx)
+    _gradient_rest(x, dy, whole * width, p, a, b, slope, k, c, dx)
 
 
 @compiled

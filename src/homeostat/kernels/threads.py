@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numba import types
 
-from homeostat.kernels.cpu import run_parts
+from homeostat.kernels.addresses import call, fetch_add, words
+from homeostat.kernels.compiled import c_function
+
+# What threads share: the next part to take, how many there are, what computes one, and of what.
+_NEXT, _PARTS, _FUNCTION, _RECORD, _JOB_WORDS = range(5)
+# What one thread runs: GOMP_parallel and the function of its threads, or 0, how many they may be,
+# the record, the number of steps, and behind it function and parts of each.
+_OPENMP, _RUN_PARTS, _THREADS, _OF_RECORD, _STEPS, _FIRST = range(6)
 
 _pool: ThreadPoolExecutor | None = None
-# GOMP_parallel(function, data, threads, flags) of libgomp, which LLVM's and Intel's have too.
-_openmp: Callable[..., Any] | None = None
+# The address of GOMP_parallel(function, data, threads, flags), or 0. It is libgomp's, and LLVM's
+# and Intel's OpenMP have it too.
+_openmp = 0
 
 
 def _forget() -> None:
     # A fork copies the pools but none of their threads, and OpenMP does not notice.
     global _pool, _openmp
-    _pool = _openmp = None
+    _pool, _openmp = None, 0
 
 
 if hasattr(os, "register_at_fork"):
@@ -39,46 +47,78 @@ def use_openmp_of(library: str | os.PathLike[str]) -> None:
     """
     global _openmp
     try:
-        _openmp = ctypes.CDLL(os.fspath(library)).GOMP_parallel
+        function = ctypes.CDLL(os.fspath(library)).GOMP_parallel
     except (OSError, AttributeError):
         return
-    _openmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    _openmp.restype = None
+    _openmp = ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def share(function: int, record: Any, parts: int, threads: int) -> None:
-    """Run a function's parts on this thread and on others; return when all are done.
+@c_function(types.void(types.intp))
+def _run_parts(address):
+    """Take and compute parts of the job at an address until none is left."""
+    job = words(address, _JOB_WORDS)
+    part = fetch_add(address + 8 * _NEXT, 1)
+    while part < job[_PARTS]:
+        call(job[_FUNCTION], job[_RECORD], part, 0, 0)
+        part = fetch_add(address + 8 * _NEXT, 1)
+
+
+@c_function(types.void(types.intp))
+def _run_steps(address):
+    """Run the steps at an address one after the other, each on OpenMP's threads."""
+    head = words(address, _FIRST)
+    steps = words(address + 8 * _FIRST, 2 * head[_STEPS])
+    job = np.empty(_JOB_WORDS, np.int64)
+    for i in range(head[_STEPS]):
+        function, parts = steps[2 * i], steps[2 * i + 1]
+        threads = min(head[_THREADS], parts)
+        if threads > 1:
+            job[_NEXT], job[_PARTS] = 0, parts
+            job[_FUNCTION], job[_RECORD] = function, head[_OF_RECORD]
+            call(head[_OPENMP], head[_RUN_PARTS], job.ctypes.data, threads, 0)
+        else:
+            for part in range(parts):
+                call(function, head[_OF_RECORD], part, 0, 0)
+    # Its last use: numba frees an array behind it.
+    job[0] = 0
+
+
+def run(steps: tuple[tuple[int, int], ...], record: Any, threads: int) -> None:
+    """Run steps one after the other, the parts of each on this thread and on others.
 
     Args:
-        function: address of one of the functions of `cpu`.
-        record: what it is to compute.
-        parts: how many there are.
-        threads: how many threads may run it, this one included.
+        steps: the address of a C function of a record and a part's number, and how many parts.
+        record: what they are to compute.
+        threads: how many threads may run, this one included.
     """
-    job = np.array([0, parts, function, record.ctypes.data], np.int64)
-    threads = min(threads, parts)
-    if threads > 1 and _openmp is not None:
-        _openmp(run_parts.address, job.ctypes.data, threads, 0)
+    address = ctypes.addressof(record)
+    if threads == 1 or _openmp:
+        flat = [word for step in steps for word in step]
+        head = (_openmp, _run_parts.address, threads, address, len(steps))
+        program = (ctypes.c_int64 * (_FIRST + len(flat)))(*head, *flat)
+        _run_steps.ctypes(ctypes.addressof(program))
         return
-    helpers = _helpers(job, threads - 1)
-    try:
-        run_parts.ctypes(job.ctypes.data)
-    finally:
-        for helper in helpers:
-            # One that has not begun finds nothing left; do not wait for it.
-            if not helper.cancel():
-                helper.result()
+    for function, parts in steps:
+        job = (ctypes.c_int64 * _JOB_WORDS)(0, parts, function, address)
+        _share(ctypes.addressof(job), min(threads, parts) - 1)
 
 
-def _helpers(job: Any, number: int) -> list[Any]:
+def _share(job: int, number: int) -> None:
+    """Run a job on this thread and on so many of our own."""
     global _pool
     helpers: list[Any] = []
     for _ in range(number):
         if _pool is None:
             _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="homeostat")
         try:
-            helpers.append(_pool.submit(run_parts.ctypes, job.ctypes.data))
+            helpers.append(_pool.submit(_run_parts.ctypes, job))
         except RuntimeError:
             # The interpreter is shutting down and takes no more tasks.
             break
-    return helpers
+    try:
+        _run_parts.ctypes(job)
+    finally:
+        for helper in helpers:
+            # One that has not begun finds nothing left; do not wait for it.
+            if not helper.cancel():
+                helper.result()

@@ -13,7 +13,7 @@ import numpy as np
 from numba import cfunc, types
 
 from homeostat.errors import HomeostatWarning
-from homeostat.kernels import cpu, ffi, rows
+from homeostat.kernels import cpu, ffi, record, rows
 from homeostat.kernels.addresses import call, float32s, words
 
 Array = Any
@@ -24,8 +24,10 @@ TARGET = "homeostat_channel_sums"
 # computed again, or whose output was kept.
 MOMENTS, LINEAR, RECOMPUTING, KEEPING = range(4)
 
-_ROWS_MOMENTS = cpu.part_function(cpu.rows_moments, "float32").address
-_ROWS_SUMS = cpu.part_function(cpu.rows_sums, "float32").address
+_ROWS_MOMENTS = cpu.c_function_of(cpu.rows_moments, "float32").address
+_ROWS_SUMS = cpu.c_function_of(cpu.rows_sums, "float32").address
+# The fields of what XLA gives, in its order.
+_GIVEN = (record.X, record.DY, record.PIVOT, record.SLOPE, record.SCALE, record.SHIFT)
 _ONE = np.ones(1, np.float32)
 _ADDRESS_OF_ONE = _ONE.ctypes.data
 
@@ -35,7 +37,7 @@ def _run_parts(address):
     """Run parts of a job until none is left; its own words are a function and its record."""
     part = ffi.take(address)
     while part >= 0:
-        call(words(address, ffi.OWN + 1)[ffi.OWN], address + 8 * (ffi.OWN + 1), part)
+        call(words(address, ffi.OWN + 1)[ffi.OWN], address + 8 * (ffi.OWN + 1), part, 0, 0)
         ffi.finish(address)
         part = ffi.take(address)
     ffi.leave(address)
@@ -58,19 +60,19 @@ def _handler(address):
     count = ffi.elements_of(arguments[1]) // channels
     parts = -(-count // rows.rows_per_part(count, channels))
     room = np.empty(2 * channels * parts, np.float64)
-    job = ffi.new_job(parts, 1 + cpu.RECORD_WORDS)
-    own = words(job + 8 * ffi.OWN, 1 + cpu.RECORD_WORDS)
+    job = ffi.new_job(parts, 1 + record.WORDS)
+    own = words(job + 8 * ffi.OWN, 1 + record.WORDS)
     own[0] = _ROWS_MOMENTS if kind == MOMENTS else _ROWS_SUMS
-    record = own[1:]
-    record[:] = 0
-    record[cpu.OUTER], record[cpu.CHANNELS], record[cpu.INNER] = count, channels, 1
-    record[cpu.ROOM] = room.ctypes.data
+    asked = own[1:]
+    asked[:] = 0
+    asked[record.OUTER], asked[record.CHANNELS], asked[record.INNER] = count, channels, 1
+    asked[record.ROOM] = room.ctypes.data
     for i in range(1, arguments.size):
-        record[cpu.X + i - 1] = ffi.data_of(arguments[i])
+        asked[_GIVEN[i - 1]] = ffi.data_of(arguments[i])
     if kind == LINEAR:
-        record[cpu.SLOPE], record[cpu.Y] = _ADDRESS_OF_ONE, record[cpu.DY]
+        asked[record.SLOPE], asked[record.Y] = _ADDRESS_OF_ONE, asked[record.DY]
     elif kind == KEEPING:
-        record[cpu.Y] = record[cpu.SCALE]
+        asked[record.Y] = asked[record.SCALE]
     ffi.run(frame, RUN_PARTS, job)
     ffi.leave(job)
     one, other = np.empty(channels), np.empty(channels)

@@ -23,8 +23,8 @@ Array = Any
 
 # Elements from which on the compiled loops take an array; below, NumPy is about as fast.
 LEAST = 2**14
-# Elements as the loops take them.
-BITS = {"float16": np.uint16, "bfloat16": np.int16}
+# What the loops call a dtype, of which they take the bits.
+BITS = {"float16": "uint16", "bfloat16": "int16"}
 
 # NaN and infinity go through as in every other library, without a warning for each operation.
 _QUIET = np.errstate(invalid="ignore", over="ignore")
@@ -205,9 +205,10 @@ def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
         zeros = np.zeros(layout.channel_shape, statistics)
         return Moments(0, zeros, zeros)
     if weights is None and _fits_loops(x, layout):
-        found = _loops().moments(_flat(x), _divided(layout), _threads())
+        loops = _batch(x, layout)
+        loops.find_moments(_address(x), 0, _threads())
         shape = layout.known_channel_shape
-        return Moments(layout.count, *(part.astype(statistics).reshape(shape) for part in found))
+        return Moments(layout.count, *(part.astype(statistics).reshape(shape) for part in loops.moments))
     if weights is None:
         w, count = None, layout.count
     else:
@@ -230,12 +231,15 @@ def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
 def _fits_loops(x: Array, layout: Layout) -> bool:
     axes = layout.channel_axes
     together = axes[-1] - axes[0] + 1 == len(axes)
-    dense = x.size >= LEAST and together and x.flags.c_contiguous and x.dtype.isnative
-    return dense and kernels.enabled()
+    return x.size >= LEAST and together and _is_dense(x) and kernels.enabled()
+
+
+def _is_dense(x: Array) -> bool:
+    return x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative
 
 
 def _alike(residual: Array, x: Array) -> bool:
-    return residual.dtype == x.dtype and residual.flags.c_contiguous
+    return residual.dtype == x.dtype and _is_dense(residual)
 
 
 @functools.cache
@@ -246,15 +250,16 @@ def _loops() -> Any:
     return batchnorm
 
 
-def _divided(layout: Layout) -> Any:
+def _batch(x: Array, layout: Layout, *options: Any) -> Any:
     shape = [n or 0 for n in layout.shape]
     first, last = layout.channel_axes[0], layout.channel_axes[-1]
     parts = (shape[:first], shape[first : last + 1], shape[last + 1 :])
-    return _loops().Shape(*(math.prod(part) for part in parts))
+    divided = _loops().Shape(*(math.prod(part) for part in parts))
+    return _loops().Batch(BITS.get(x.dtype.name, x.dtype.name), divided, *options)
 
 
-def _flat(x: Array) -> Array:
-    return x.reshape(-1).view(BITS.get(x.dtype.name, x.dtype))
+def _address(x: Array | None) -> int:
+    return 0 if x is None else x.ctypes.data
 
 
 def _threads() -> int:
@@ -272,15 +277,14 @@ def _by_loops(
     epsilon: float,
     slope: float | None,
 ) -> Array:
-    def channels(values: Array | None) -> Array | None:
-        return None if values is None else np.asarray(values).astype(np.float64).reshape(-1)
-
-    by = _loops().coefficients(
-        *(channels(values) for values in (mean, variance, gamma, beta)), epsilon, mean.dtype
-    )
+    loops = _batch(x, layout, epsilon, slope)
+    loops.moments[...] = mean.reshape(-1), variance.reshape(-1)
+    scales = [
+        None if values is None else np.ascontiguousarray(values, mean.dtype)
+        for values in (gamma, beta)
+    ]
     y = np.empty_like(x, order="C")
-    given = None if residual is None else _flat(residual)
-    _loops().normalize(_flat(x), given, _flat(y), _divided(layout), by, slope, _threads())
+    loops.normalize(*map(_address, (x, residual, y, *scales)), _threads())
     return y
 
 

@@ -22,6 +22,7 @@ from homeostat.ops.torch.elements import (
     Call,
     Tensor,
     activated,
+    checked,
     finish,
     finish_in_place,
     flat,
@@ -202,8 +203,8 @@ def normalize_batch(
         >>> y.tolist(), batch.mean.tolist()
         ([[-1.0], [1.0]], [2.0])
     """
-    layout = check(x, axis, epsilon=epsilon, weights=weights, residual=residual,
-                   gamma=gamma, beta=beta)  # fmt: skip
+    layout = checked(x, axis, epsilon=epsilon, weights=weights, residual=residual,
+                     gamma=gamma, beta=beta)  # fmt: skip
     call = Call(layout, epsilon, slope_of(activation), all_reduce)
     # The compiler may take the formula apart too, and fuses it; over replicas it cannot.
     if all_reduce is None if torch.compiler.is_compiling() else transformed():

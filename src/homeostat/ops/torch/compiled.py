@@ -27,13 +27,13 @@ from homeostat.ops.torch.elements import (
 )
 from homeostat.ops.torch.plain import differentiable_gradients
 
-# Elements as the loops take them: NumPy has no bfloat16, and numba no float16.
-BITS = {torch.float16: torch.uint16, torch.bfloat16: torch.int16}
+# What the table of choices calls a dtype, and what the loops call it, which take the bits of what
+# numba does not have.
 DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
+    torch.float32: ("float32", "float32"),
+    torch.float64: ("float64", "float64"),
+    torch.float16: ("float16", "uint16"),
+    torch.bfloat16: ("bfloat16", "int16"),
 }
 
 
@@ -43,53 +43,71 @@ class Memory(NamedTuple):
     Args:
         order: its axes as they follow in memory, the first the outermost.
         shape: (outer, channels, inner) in that order.
+        strides: of a tensor that lies so.
     """
 
     order: tuple[int, ...]
     shape: tuple[int, int, int]
+    strides: tuple[int, ...]
 
     @classmethod
     def of(
         cls, x: Tensor, layout: Layout, purpose: str, residual: Tensor | None = None
     ) -> Memory | None:
         """Return how x lies, or None where the loops cannot take it, or should not."""
-        dtype = DTYPES.get(x.dtype)
-        if dtype is None or x.device.type != "cpu" or x.layout is not torch.strided:
+        if x.device.type != "cpu" or x.layout is not torch.strided or _is_traced(x):
             return None
         if residual is not None and (residual.dtype, residual.device) != (x.dtype, x.device):
             return None
-        last = layout.channel_axes[-1] == x.dim() - 1 or not x.is_contiguous()
-        memory = _memory(tuple(x.shape), layout.channel_axes, last)
-        if memory is None or not prefers_loops(
-            "last" if memory.shape[2] == 1 else "first", dtype, purpose, x.numel(), memory.shape[2]
-        ):
+        memory = _memory(x.shape, x.stride(), layout.channel_axes)
+        if memory is None or x.dtype not in DTYPES:
             return None
-        dense = x.permute(memory.order).is_contiguous()
-        return memory if dense and not _is_traced(x) else None
+        inner, name = memory.shape[2], DTYPES[x.dtype][0]
+        order = "last" if inner == 1 else "first"
+        return memory if prefers_loops(order, name, purpose, x.numel(), inner) else None
 
-    def flat(self, t: Tensor) -> Any:
-        """Return a tensor of this shape as a flat buffer in this order; a copy only if need be."""
-        # An expanded tensor, as the gradient of a sum is, reshapes to a view without memory.
-        flat = t.detach().resolve_neg().permute(self.order).reshape(-1).contiguous()
-        return flat.view(BITS.get(t.dtype, t.dtype)).numpy()
+    def dense(self, t: Tensor) -> Tensor:
+        """Return a tensor of this shape that lies in this order; a copy only if need be."""
+        if t.is_neg():
+            t = t.resolve_neg()
+        lies = t.stride() == self.strides or _is_dense(t.shape, t.stride(), self.order)
+        if not lies or t.data_ptr() % t.element_size():
+            t = self.empty(t).copy_(t)
+        return t
 
     def empty(self, x: Tensor) -> Tensor:
         """Return a new tensor like x, in this order."""
-        return torch.empty_permuted(x.shape, self.order, dtype=x.dtype)
+        return torch.empty_strided(x.shape, self.strides, dtype=x.dtype)
 
 
-@functools.lru_cache(maxsize=1024)
-def _memory(shape: tuple[int, ...], axes: tuple[int, ...], last: bool) -> Memory | None:
-    scattered = axes[-1] - axes[0] + 1 != len(axes)
-    if scattered or 0 in shape:
+# Looking at shapes once is not only faster: between passes over large tensors nothing of the
+# interpreter is left in the cache, and each step of it takes many times as long as elsewhere.
+@functools.lru_cache(maxsize=4096)
+def _memory(
+    shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]
+) -> Memory | None:
+    if axes[-1] - axes[0] + 1 != len(axes) or 0 in shape:
         return None
-    channels = math.prod(shape[a] for a in axes)
+    as_it_is = tuple(range(len(shape)))
+    last = (*(a for a in as_it_is if a not in axes), *axes)
+    dense = [order for order in (as_it_is, last) if _is_dense(shape, strides, order)]
+    if not dense:
+        return None
+    order, channels = dense[0], math.prod(shape[a] for a in axes)
     count = math.prod(shape) // channels
-    if last:
-        order = (*(a for a in range(len(shape)) if a not in axes), *axes)
-        return Memory(order, (count, channels, 1))
-    outer = math.prod(shape[: axes[0]])
-    return Memory(tuple(range(len(shape))), (outer, channels, count // outer))
+    outer = count if order == last else math.prod(shape[: axes[0]])
+    lie = torch.empty_permuted(shape, order, device="meta").stride()
+    return Memory(order, (outer, channels, count // outer), lie)
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], order: tuple[int, ...]) -> bool:
+    """Return whether a tensor's axes follow each other in an order, without gaps."""
+    step = 1
+    for axis in reversed(order):
+        if shape[axis] != 1 and strides[axis] != step:
+            return False
+        step *= shape[axis]
+    return True
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -122,17 +140,12 @@ class Compiled(torch.autograd.Function):
         call: Call,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return y, mean and variance; keep x, and y where there are activation and residual."""
-        loops, shape = _loops(), _loops().Shape(*memory.shape)
-        if batch is None:
-            mean, variance = loops.moments(memory.flat(x), shape, torch.get_num_threads())
-        else:
-            mean, variance = _double(batch.mean), _double(batch.variance)
-        y, by = _normalized(x, mean, variance, gamma, beta, residual, memory, call)
+        loops = _batch(x, memory, call.epsilon, call.slope)
+        y, mean, variance = _normalized(loops, x, gamma, beta, residual, batch, memory, call)
         both = call.slope is not None and residual is not None
         ctx.save_for_backward(x, gamma, y if both else None)
-        ctx.memory, ctx.call, ctx.by = memory, call, by
+        ctx.memory, ctx.call, ctx.loops = memory, call, loops
         ctx.dtypes = dtypes(x, gamma, beta, residual)
-        mean, variance = (_of_channels(part, x, call.layout) for part in (mean, variance))
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
         return y, mean, variance
@@ -145,20 +158,21 @@ class Compiled(torch.autograd.Function):
         x, gamma, y = ctx.saved_tensors
         if torch.is_grad_enabled():
             if y is None and ctx.call.slope is not None:
-                y = _applied(x, None, ctx.by, ctx.memory, ctx.call)
+                y = _again(ctx.loops, x, ctx.memory)
             g = behind_activation(dy, y, ctx.call.slope)
             needs = ctx.needs_input_grad
             found = differentiable_gradients(x, gamma, g, None, needs, ctx.call)
         else:
-            found, g = _gradients(x, dy, y, ctx.by, ctx.memory, ctx.call)
+            found, g = _gradients(ctx.loops, x, dy, y, ctx.memory, ctx.call)
         return *as_asked(ctx, found, g, x.shape), None, None, None
 
 
 def loop_moments(x: Tensor, memory: Memory, layout: Layout) -> Moments:
     """Return x's moments."""
-    loops = _loops()
-    found = loops.moments(memory.flat(x), loops.Shape(*memory.shape), torch.get_num_threads())
-    return Moments(layout.count, *(_of_channels(part, x, layout) for part in found))
+    loops, dense = _batch(x, memory), memory.dense(x)
+    results = x.new_empty(2, memory.shape[1], dtype=statistics(x))
+    loops.find_moments(dense.data_ptr(), results.data_ptr(), torch.get_num_threads())
+    return Moments(layout.count, *results.view(2, *layout.known_channel_shape).unbind())
 
 
 def loop_normalize(
@@ -172,62 +186,64 @@ def loop_normalize(
     call: Call,
 ) -> Tensor:
     """Return y, with given moments and without gradients."""
-    given = _double(mean), _double(variance), gamma, beta, residual
-    return _normalized(x, *given, memory, call)[0]
+    batch = Moments(call.layout.count, mean, variance)
+    loops = _batch(x, memory, call.epsilon, call.slope)
+    return _normalized(loops, x, gamma, beta, residual, batch, memory, call)[0]
+
+
+def _batch(x: Tensor, memory: Memory, *options: Any) -> Any:
+    loops = _loops()
+    return loops.Batch(DTYPES[x.dtype][1], loops.Shape(*memory.shape), *options)
 
 
 def _normalized(
+    loops: Any,
     x: Tensor,
-    mean: Any,
-    variance: Any,
     gamma: Tensor | None,
     beta: Tensor | None,
     residual: Tensor | None,
+    batch: Moments | None,
     memory: Memory,
     call: Call,
-) -> tuple[Tensor, Any]:
-    """Return y and the coefficients that it was computed by."""
-    by = _loops().coefficients(
-        mean, variance,
-        None if gamma is None else _double(gamma),
-        None if beta is None else _double(beta),
-        call.epsilon, "float64" if x.dtype == torch.float64 else "float32",
-    )  # fmt: skip
-    return _applied(x, residual, by, memory, call), by
-
-
-def _applied(x: Tensor, residual: Tensor | None, by: Any, memory: Memory, call: Call) -> Tensor:
-    y, loops = memory.empty(x), _loops()
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, mean and variance."""
+    dtype, y = statistics(x), memory.empty(x)
+    if batch is None:
+        results = x.new_empty(2, memory.shape[1], dtype=dtype)
+    else:
+        results = torch.stack([batch.mean.detach(), batch.variance.detach()]).to(dtype)
+        loops.moments[...] = results.view(2, -1).numpy()
+    held = [memory.dense(x), None if residual is None else memory.dense(residual)]
+    held += [_values(c, dtype) for c in (gamma, beta)]
+    dense, its_residual, its_gamma, its_beta = (0 if t is None else t.data_ptr() for t in held)
     loops.normalize(
-        memory.flat(x),
-        None if residual is None else memory.flat(residual),
-        memory.flat(y),
-        loops.Shape(*memory.shape), by, call.slope, torch.get_num_threads(),
+        dense, its_residual, y.data_ptr(), its_gamma, its_beta, torch.get_num_threads(),
+        results=results.data_ptr() if batch is None else None,
     )  # fmt: skip
+    return y, *results.view(2, *call.layout.known_channel_shape).unbind()
+
+
+def _values(channels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if channels is None or (channels.dtype == dtype and channels.is_contiguous()):
+        return channels
+    return channels.to(dtype).contiguous()
+
+
+def _again(loops: Any, x: Tensor, memory: Memory) -> Tensor:
+    """Return y of a forward pass without a residual, as it was."""
+    y = memory.empty(x)
+    loops.apply(memory.dense(x).data_ptr(), y.data_ptr(), torch.get_num_threads())
     return y
 
 
 def _gradients(
-    x: Tensor, dy: Tensor, y: Tensor | None, by: Any, memory: Memory, call: Call
+    loops: Any, x: Tensor, dy: Tensor, y: Tensor | None, memory: Memory, call: Call
 ) -> tuple[Any, Tensor | None]:
     """Return dx, dgamma and dbeta, and the gradient behind the activation where it is needed."""
-    dx, loops = memory.empty(x), _loops()
+    dx, results = memory.empty(x), x.new_empty(2, memory.shape[1], dtype=statistics(x))
     g = None if y is None else memory.empty(x)
-    dgamma, dbeta = loops.gradients(
-        memory.flat(x),
-        memory.flat(dy),
-        None if y is None else memory.flat(y),
-        memory.flat(dx),
-        None if g is None else memory.flat(g),
-        loops.Shape(*memory.shape), by, call.slope, torch.get_num_threads(),
-    )  # fmt: skip
+    held = [memory.dense(x), memory.dense(dy), None if y is None else memory.dense(y), dx, g]
+    addresses = (0 if t is None else t.data_ptr() for t in held)
+    loops.gradients(*addresses, results.data_ptr(), torch.get_num_threads())
     # Without an activation the gradient behind it is dy; without a residual nobody asks for it.
-    return (dx, torch.from_numpy(dgamma), torch.from_numpy(dbeta)), dy if g is None else g
-
-
-def _double(channels: Tensor) -> Any:
-    return channels.detach().to(torch.float64).reshape(-1).numpy()
-
-
-def _of_channels(values: Any, x: Tensor, layout: Layout) -> Tensor:
-    return torch.from_numpy(values).to(statistics(x)).reshape(layout.known_channel_shape)
+    return (dx, *results.unbind()), dy if g is None else g

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from homeostat.layout import Layout
-from homeostat.ops.arguments import statistics_dtype
+from homeostat.ops.arguments import check
 from homeostat.spec import Activation
 
 Tensor = torch.Tensor
@@ -26,9 +27,35 @@ class Call(NamedTuple):
     all_reduce: AllReduce | None = None
 
 
+class _Like(NamedTuple):
+    """What the check of an argument looks at."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def checked(x: Tensor, axis: int | Iterable[int], *, epsilon: float, **others: Any) -> Layout:
+    """Do what `homeostat.ops.arguments.check` does, once for arguments that look alike."""
+    given = {"x": x, **others}
+    plain = isinstance(axis, int) and not torch.compiler.is_compiling()
+    plain = plain and not torch.jit.is_tracing()
+    if not plain or any(t is not None and type(t) not in _TENSORS for t in given.values()):
+        return check(axis=axis, epsilon=epsilon, **given)
+    looks = tuple(None if t is None else _Like(t.shape, t.dtype) for t in given.values())
+    return _checked(axis, epsilon, tuple(given), looks)
+
+
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
+@functools.lru_cache(maxsize=4096)
+def _checked(axis: int, epsilon: float, names: tuple[str, ...], looks: tuple[Any, ...]) -> Layout:
+    return check(axis=axis, epsilon=epsilon, **dict(zip(names, looks, strict=True)))
+
+
 def statistics(x: Tensor) -> torch.dtype:
     """Return the dtype of x's statistics."""
-    return getattr(torch, statistics_dtype(x))
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def slope_of(activation: Any) -> float | None:

@@ -1,0 +1,112 @@
+"""What is computed of channels between the loops, as C functions of a record."""
+
+from __future__ import annotations
+
+import math
+
+from homeostat.kernels import planes, rows
+from homeostat.kernels.addresses import float64s, values
+from homeostat.kernels.compiled import compiled
+from homeostat.kernels.record import (
+    BETA,
+    BY_X,
+    CHANNELS,
+    CONSTANT,
+    EPSILON,
+    GAMMA,
+    INNER,
+    INVERSE,
+    MEAN,
+    OFFSET,
+    OUTER,
+    PIVOT,
+    RESULTS,
+    ROOM,
+    SCALE,
+    SHIFT,
+    SUM_CENTRED,
+    SUM_G,
+    VARIANCE,
+    channel_doubles,
+    channel_values,
+    fields_of,
+)
+
+
+@compiled
+def _merged(record, are_moments, one, other):
+    """Merge the rooms of all parts into two float64 arrays."""
+    f = fields_of(record)
+    outer, channels, inner = f[OUTER], f[CHANNELS], f[INNER]
+    if inner == 1:
+        parts = -(-outer // rows.rows_per_part(outer, channels))
+        room = float64s(f[ROOM], 2 * parts * channels)
+        rows.merge_parts(outer, channels, room, are_moments, one, other)
+    else:
+        room = float64s(f[ROOM], 2 * outer * channels * planes.pieces_per_line(inner))
+        planes.merge_pieces(outer, channels, inner, room, are_moments, one, other)
+
+
+@compiled
+def _results(record, one, other):
+    f = fields_of(record)
+    channels = f[CHANNELS] if f[RESULTS] else 0
+    results = values(record, f[RESULTS], 2 * channels)
+    for c in range(channels):
+        results[c] = one[c]
+        results[channels + c] = other[c]
+
+
+def merge_moments(record, part):
+    """Merge all parts' moments into mean and variance, and into the results."""
+    f = fields_of(record)
+    mean, variance = channel_doubles(record, MEAN), channel_doubles(record, VARIANCE)
+    _merged(record, True, mean, variance)
+    for c in range(mean.size):
+        variance[c] /= f[OUTER] * f[INNER]
+    _results(record, mean, variance)
+    return 0
+
+
+def coefficients(record, part):
+    """Compute of mean and variance, gamma and beta what turns x into y.
+
+    y = (x - pivot) * scale + shift, where the pivot is the mean, rounded; scale = gamma * inverse
+    and inverse = 1 / sqrt(variance + epsilon); shift is beta less what rounding left of the mean.
+    """
+    f = fields_of(record)
+    mean, variance = channel_doubles(record, MEAN), channel_doubles(record, VARIANCE)
+    inverse, offset = channel_doubles(record, INVERSE), channel_doubles(record, OFFSET)
+    gammas, betas = channel_values(record, GAMMA), channel_values(record, BETA)
+    pivot, scale = channel_values(record, PIVOT), channel_values(record, SCALE)
+    shift, epsilon = channel_values(record, SHIFT), float64s(f[EPSILON], 1)[0]
+    for c in range(mean.size):
+        gamma = 1.0 if f[GAMMA] == 0 else gammas[c]
+        beta = 0.0 if f[BETA] == 0 else betas[c]
+        inverse[c] = 1.0 / math.sqrt(variance[c] + epsilon)
+        pivot[c] = mean[c]
+        offset[c] = mean[c] - pivot[c]
+        scale[c] = gamma * inverse[c]
+        shift[c] = beta - offset[c] * (gamma * inverse[c])
+    return 0
+
+
+def merge_sums(record, part):
+    """Merge all parts' gradient sums into the gradients of gamma and beta, the results.
+
+    Also what dx has besides scale * g: by_x * (x - pivot) + constant.
+    """
+    f = fields_of(record)
+    inverse, offset = channel_doubles(record, INVERSE), channel_doubles(record, OFFSET)
+    dbeta, dgamma = channel_doubles(record, SUM_G), channel_doubles(record, SUM_CENTRED)
+    scale, by_x = channel_values(record, SCALE), channel_values(record, BY_X)
+    constant, count = channel_values(record, CONSTANT), f[OUTER] * f[INNER]
+    _merged(record, False, dbeta, dgamma)
+    for c in range(dbeta.size):
+        # Of the sum of g * (x - pivot), that of g * (x - mean) / sqrt(variance + epsilon).
+        dgamma[c] = inverse[c] * (dgamma[c] - offset[c] * dbeta[c])
+        slope = -scale[c] * inverse[c] * dgamma[c] / count
+        by_x[c] = slope
+        constant[c] = -scale[c] * dbeta[c] / count - slope * offset[c]
+    _results(record, dgamma, dbeta)
+    return 0
