@@ -56,20 +56,32 @@ def poisoned(like: np.ndarray) -> np.ndarray:
     return np.full(like.size, {"u": 0x7E00, "i": 0x7FC0}.get(like.dtype.kind, np.nan), like.dtype)
 
 
+def address(array: np.ndarray | None) -> int:
+    return 0 if array is None else array.ctypes.data
+
+
+def moments(x: np.ndarray, shape: tuple[int, ...], threads: int) -> list[np.ndarray]:
+    batch = batchnorm.Batch(x.dtype.name, batchnorm.Shape(*shape))
+    batch.find_moments(address(x), 0, threads)
+    return list(batch.moments)
+
+
 def step(
     shape: tuple[int, ...], x: Any, dy: Any, residual: Any, gamma: Any, beta: Any,
     slope: float | None, threads: int,
 ) -> Outcome:  # fmt: skip
-    shape = batchnorm.Shape(*shape)
-    mean, variance = batchnorm.moments(x, shape, threads)
-    kind = batchnorm.statistics_dtype(x)
-    by = batchnorm.coefficients(mean, variance, gamma, beta, 1e-3, kind)
+    batch = batchnorm.Batch(x.dtype.name, batchnorm.Shape(*shape), 1e-3, slope)
+    kind = batchnorm.statistics_dtype(x.dtype.name)
+    gamma, beta = (None if t is None else t.astype(kind) for t in (gamma, beta))
+    results, sums = np.full((2, 2, shape[1]), np.nan, kind)
     y, dx = poisoned(x), poisoned(x)
-    batchnorm.normalize(x, residual, y, shape, by, slope, threads)
+    held = (x, residual, y, gamma, beta, results)
+    batch.normalize(*map(address, held), threads)
+    np.testing.assert_array_equal(results, batch.moments.astype(kind))
     both = residual is not None and slope is not None
     g = poisoned(x) if both else None
-    sums = batchnorm.gradients(x, dy, y if both else None, dx, g, shape, by, slope, threads)
-    return Outcome(y, dx, g, *sums, mean, variance)
+    batch.gradients(*map(address, (x, dy, y if both else None, dx, g, sums)), threads)
+    return Outcome(y, dx, g, *sums, *batch.moments)
 
 
 def draw(shape: tuple[int, ...], dtype: str, seed: int = 0) -> list[np.ndarray]:
@@ -142,7 +154,7 @@ def test_the_variance_is_exact_whatever_the_data(shape: Any, spoil: Any, ratio: 
     x = np.random.default_rng(0).standard_normal(shape, np.float32) + np.float32(ratio)
     if spoil is not None:
         spoil(x)
-    mean, variance = batchnorm.moments(x.ravel(), batchnorm.Shape(*shape), 2)
+    mean, variance = moments(x.ravel(), shape, 2)
     exact = x.astype(np.float64)
     np.testing.assert_allclose(variance, exact.var((0, 2)), rtol=1e-6)
     # The mean's error is small beside the standard deviation.
@@ -179,7 +191,7 @@ def test_a_slope_of_0_stops_an_infinite_gradient_and_minus_0() -> None:
 def test_any_number_of_threads_gives_the_same_bits(shape: Any, slope: Any, dtype: str) -> None:
     x, dy, residual = draw(shape, dtype)
     gamma, beta = np.random.default_rng(1).normal(size=(2, shape[1]))
-    assert batchnorm.Shape(*shape).parts > 3
+    assert batchnorm.parts_and_room(batchnorm.Shape(*shape))[0] > 3
     for given in (None, residual):
         runs = [step(shape, x, dy, given, gamma, beta, slope, n) for n in (1, 2, 3, 4, 1)]
         for run in runs[1:]:

@@ -77,8 +77,14 @@ def test_gradient_sums_equal_numpy(shape: Any, slope: float | None, through_y: b
     sums = np.full((2, shape[1]), np.nan)
     y = np.maximum(z, 0).ravel() if through_y and slope is not None else None
     slopes = np.float32(1.0 if slope is None else slope)
-    loops.gradient_sums(x.ravel(), dy.ravel(), y, mean, scale, shift, slopes, *sums)
+    flat, flat_dy = x.ravel(), dy.ravel()
+    g_out = np.full_like(flat, np.nan)
+    loops.gradient_sums(
+        flat, flat_dy, y, g_out, through_y, mean, scale, shift, slopes, *sums, False
+    )
     g = dy.astype(np.float64) * (1.0 if slope is None else np.where(z > 0, 1.0, slope))
+    if through_y:
+        np.testing.assert_allclose(g_out.reshape(x.shape), g, rtol=1e-6)
     products = g * (x.astype(np.float64) - mean)
     atol = 1e-6 * np.sqrt(len(x))
     np.testing.assert_allclose(sums[0], g.sum(0), rtol=1e-5, atol=atol)
@@ -89,7 +95,7 @@ def test_a_slope_of_0_stops_what_is_not_finite() -> None:
     x, dy = np.float32([1, -1]), np.float32([2, np.inf])
     one, sums = np.ones(1, np.float32), np.empty((2, 1))
     zero = np.zeros(1, np.float32)
-    loops.gradient_sums(x, dy, None, zero, one, zero, np.float32(0), *sums)
+    loops.gradient_sums(x, dy, None, dy, False, zero, one, zero, np.float32(0), *sums, False)
     assert sums.tolist() == [[2.0], [2.0]]
 
 

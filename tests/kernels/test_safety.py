@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -103,7 +104,7 @@ def test_a_forked_child_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     # the pool will ever start, since a copy of it starts no more.
     torch.set_num_threads(2 + (os.cpu_count() or 1))
     expected = _forward()
-    monkeypatch.setattr(threads, "_openmp", None)
+    monkeypatch.setattr(threads, "_openmp", 0)
     assert _forward() == expected
     monkeypatch.undo()
     assert threads._pool is not None, "no pool: nothing to fork"
@@ -143,24 +144,34 @@ def test_the_loops_run_on_the_threads_of_pytorch(monkeypatch: pytest.MonkeyPatch
     """Threads of another kind beside OpenMP's, which wait actively, get half of each processor."""
     if not torch.backends.openmp.is_available() or sys.platform != "linux":
         pytest.skip("this PyTorch has no OpenMP")
-    step(draw(0))
-    calls, openmp = [], threads._openmp
-    monkeypatch.setattr(threads, "_openmp", lambda *given: (calls.append(given[2]), openmp(*given)))
+    expected = step(draw(0))
+    calls = []
+    counting = ctypes.CFUNCTYPE(
+        None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+    )
+    openmp = counting(threads._openmp)
+
+    @counting
+    def counted(*given: Any) -> None:
+        calls.append(given[2])
+        openmp(*given)
+
+    monkeypatch.setattr(threads, "_openmp", ctypes.cast(counted, ctypes.c_void_p).value)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        found = step(draw(0))
+        assert step(draw(0)) == expected
     finally:
         torch.set_num_threads(before)
     assert calls == [3] * 4
-    monkeypatch.setattr(threads, "_openmp", None)
-    assert step(draw(0)) == found
+    monkeypatch.setattr(threads, "_openmp", 0)
+    assert step(draw(0)) == expected
 
 
 def test_a_library_without_openmp_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_openmp", None)
+    monkeypatch.setattr(threads, "_openmp", 0)
     threads.use_openmp_of("/nowhere/lib.so")
-    assert threads._openmp is None
+    assert threads._openmp == 0
 
 
 # Memory.
@@ -243,24 +254,23 @@ def check(shape, slope, residual):
     z, _ = reference.normalize_batch(x, **options)
     dy[np.abs(z) < 1e-4] = 0
     options["activation"] = None if slope is None else "relu"
-    flat = [t.reshape(-1) for t in (x, dy, r)]
-    divided = batchnorm.Shape(*shape)
-    found = batchnorm.moments(flat[0], divided, 2)
-    by = batchnorm.coefficients(*found, None, None, 1e-3, "float32")
-    y, dx, g = np.full((3, x.size), np.nan, np.float32)
     both = residual and slope is not None
-    batchnorm.normalize(flat[0], flat[2] if residual else None, y, divided, by, slope, 2)
-    sums = batchnorm.gradients(
-        flat[0], flat[1], y if both else None, dx, g if both else None, divided, by, slope, 2
+    y, dx, g = np.full((3, *shape), np.nan, np.float32)
+    results, sums = np.full((2, 2, shape[1]), np.nan, np.float32)
+    batch = batchnorm.Batch("float32", batchnorm.Shape(*shape), 1e-3, slope)
+    address = lambda array, there=True: array.ctypes.data if there else 0
+    batch.normalize(address(x), address(r, residual), address(y), 0, 0, address(results), 2)
+    batch.gradients(
+        address(x), address(dy), address(y, both), address(dx), address(g, both), address(sums), 2
     )
     exact = reference.backward(dy, x, **options)
     close = {"rtol": 1e-4, "atol": 1e-4}
     expected, _ = reference.normalize_batch(x, **options)
-    np.testing.assert_allclose(y.reshape(shape), expected, **close)
-    np.testing.assert_allclose(dx.reshape(shape), exact.x, **close)
+    np.testing.assert_allclose(y, expected, **close)
+    np.testing.assert_allclose(dx, exact.x, **close)
     np.testing.assert_allclose(sums[1], exact.beta, rtol=1e-4, atol=1e-3)
     if both:
-        np.testing.assert_allclose(g.reshape(shape), exact.residual, **close)
+        np.testing.assert_allclose(g, exact.residual, **close)
 
 for shape in SHAPES:
     for slope, residual in ((None, False), (0.0, False), (0.0, True)):
@@ -295,8 +305,9 @@ def test_bounds_checking_is_on_when_asked_for(tmp_path: Path, size: int) -> None
     code = f"""
         import numpy as np
         from homeostat.kernels import planes
-        short, like, one = np.zeros({size} - 5, np.float32), np.zeros({size}, np.float32), np.float32(1)
-        planes.apply_piece(like, None, one, one, one, one, short)
+        short, like = np.zeros({size} - 5, np.float32), np.zeros({size}, np.float32)
+        one = np.float32(1)
+        planes.apply_piece(like, None, one, one, one, one, short, False)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,

@@ -20,6 +20,10 @@ from homeostat.kernels.threads import run
 
 Array = Any
 
+# Bytes of an output from which on it is written past the cache: by the time that it is read again,
+# something else would have taken its place.
+LEAST_PAST = 2**23
+
 
 class Shape(NamedTuple):
     """How a flat buffer is divided: outer * channels * inner elements, none of the three 0."""
@@ -85,9 +89,8 @@ class Batch:
         self._run(("moments", "merge_moments"), threads, {fields.X: x, fields.RESULTS: results})
 
     def normalize(
-        self, x: int, residual: int, y: int, gamma: int, beta: int, threads: int,
-        *, results: int | None = None,
-    ) -> None:  # fmt: skip
+        self, x: int, residual: int, y: int, gamma: int, beta: int, results: int, threads: int
+    ) -> None:
         """Compute y = activation((x - mean) * scale + shift + residual).
 
         Args:
@@ -96,15 +99,15 @@ class Batch:
             y: like x, written.
             gamma: of the statistics' dtype, (channels,), or 0 for 1.
             beta: like gamma, or 0 for 0.
+            results: where to write mean and variance, as in `find_moments`, or 0 where `moments`
+                has been filled.
             threads: how many may run.
-            results: None where the moments are given; else where to write them, as in
-                `find_moments`.
         """
         given = {
             fields.X: x, fields.RESIDUAL: residual, fields.OUT: y, fields.GAMMA: gamma,
-            fields.BETA: beta, fields.RESULTS: results or 0,
+            fields.BETA: beta, fields.RESULTS: results,
         }  # fmt: skip
-        moments = () if results is None else ("moments", "merge_moments")
+        moments = ("moments", "merge_moments") if results else ()
         self._run((*moments, "coefficients", "apply"), threads, given)
 
     def apply(self, x: int, y: int, threads: int) -> None:
@@ -156,12 +159,22 @@ class Batch:
                 (fields.PIVOT, fields.SCALE, fields.SHIFT, fields.SLOPE), self._values
             ),
         }  # fmt: skip
+        on_lines = not (given.get(fields.OUT, 0) | given.get(fields.G, 0)) % 64
+        given[fields.PAST] = on_lines and _leaves_the_cache(self.dtype, shape)
         run(_steps(names, self.dtype, shape), fields.record_of(given), threads)
 
     def _addresses(self, names: tuple[int, ...], array: Array) -> dict[int, int]:
         """Return the addresses of channels that follow each other in an array, by fields."""
         first, step = array.ctypes.data, self.shape.channels * array.itemsize
         return {name: first + i * step for i, name in enumerate(names)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _leaves_the_cache(dtype: str, shape: Shape) -> bool:
+    size = np.dtype(dtype).itemsize
+    outer, channels, inner = shape
+    line = channels if inner == 1 else inner
+    return outer * channels * inner * size >= LEAST_PAST and line * size % 64 == 0
 
 
 @functools.lru_cache(maxsize=1024)

@@ -16,16 +16,17 @@ from homeostat.kernels.record import (
     CHANNELS,
     CONSTANT,
     DY,
-    G,
     INNER,
     OUT,
     OUTER,
+    PAST,
     PIVOT,
     RESIDUAL,
     ROOM,
     SCALE,
     SHIFT,
     SLOPE,
+    G,
     X,
     Y,
     channel_values,
@@ -85,14 +86,13 @@ def rows_sums(record, part):
     first, last = _rows_bounds(record, part)
     one, other = _rows_room(record, part)
     x, dy = element_array(record, X, first, last), element_array(record, DY, first, last)
-    y, g = element_array(record, Y, first, last), element_array(record, G, first, last)
     p, a, b, slope = _coefficients(record)
     if f[Y] == 0:
-        rows.gradient_sums(x, dy, None, None, p, a, b, slope, one, other)
-    elif f[G] == 0:
-        rows.gradient_sums(x, dy, y, None, p, p, p, slope, one, other)
+        rows.gradient_sums(x, dy, None, dy, False, p, a, b, slope, one, other, False)
     else:
-        rows.gradient_sums(x, dy, y, g, p, p, p, slope, one, other)
+        y, wanted = element_array(record, Y, first, last), f[G] != 0
+        g = element_array(record, G if wanted else DY, first, last)
+        rows.gradient_sums(x, dy, y, g, wanted, p, p, p, slope, one, other, f[PAST] != 0)
     return 0
 
 
@@ -101,10 +101,12 @@ def rows_apply(record, part):
     first, last = _rows_bounds(record, part)
     x, y = element_array(record, X, first, last), element_array(record, OUT, first, last)
     p, a, b, slope = _coefficients(record)
-    if fields_of(record)[RESIDUAL] == 0:
-        rows.apply(x, None, p, a, b, slope, y)
+    f = fields_of(record)
+    if f[RESIDUAL] == 0:
+        rows.apply(x, None, p, a, b, slope, y, f[PAST] != 0)
     else:
-        rows.apply(x, element_array(record, RESIDUAL, first, last), p, a, b, slope, y)
+        residual = element_array(record, RESIDUAL, first, last)
+        rows.apply(x, residual, p, a, b, slope, y, f[PAST] != 0)
     return 0
 
 
@@ -117,9 +119,9 @@ def rows_gradient(record, part):
     p, a, b, slope = _coefficients(record)
     k, c = channel_values(record, BY_X), channel_values(record, CONSTANT)
     if f[Y] == 0:
-        rows.gradient(x, g, p, a, b, slope, k, c, dx)
+        rows.gradient(x, g, p, a, b, slope, k, c, dx, f[PAST] != 0)
     else:
-        rows.gradient(x, g, p, a, b, None, k, c, dx)
+        rows.gradient(x, g, p, a, b, None, k, c, dx, f[PAST] != 0)
     return 0
 
 
@@ -165,28 +167,29 @@ def planes_sums(record, part):
         first, last, n = _piece(record, piece)
         room = _piece_room(record, piece)
         x, dy = element_array(record, X, first, last), element_array(record, DY, first, last)
-        y, g = element_array(record, Y, first, last), element_array(record, G, first, last)
         if f[Y] == 0:
-            room[0], room[1] = planes.piece_sums(x, dy, None, None, p[n], a[n], b[n], slope)
-        elif f[G] == 0:
-            room[0], room[1] = planes.piece_sums(x, dy, y, None, p[n], p[n], p[n], slope)
+            sums = planes.piece_sums(x, dy, None, dy, False, p[n], a[n], b[n], slope, False)
         else:
-            room[0], room[1] = planes.piece_sums(x, dy, y, g, p[n], p[n], p[n], slope)
+            y, wanted = element_array(record, Y, first, last), f[G] != 0
+            g, past = element_array(record, G if wanted else DY, first, last), f[PAST] != 0
+            sums = planes.piece_sums(x, dy, y, g, wanted, p[n], p[n], p[n], slope, past)
+        room[0], room[1] = sums
     return 0
 
 
 def planes_apply(record, part):
     """Compute the output of a part's pieces."""
     f = fields_of(record)
+    past = f[PAST] != 0
     p, a, b, slope = _coefficients(record)
     for piece in range(*_pieces(record, part)):
         first, last, n = _piece(record, piece)
         x, y = element_array(record, X, first, last), element_array(record, OUT, first, last)
         if f[RESIDUAL] == 0:
-            planes.apply_piece(x, None, p[n], a[n], b[n], slope, y)
+            planes.apply_piece(x, None, p[n], a[n], b[n], slope, y, past)
         else:
             residual = element_array(record, RESIDUAL, first, last)
-            planes.apply_piece(x, residual, p[n], a[n], b[n], slope, y)
+            planes.apply_piece(x, residual, p[n], a[n], b[n], slope, y, past)
     return 0
 
 
@@ -195,12 +198,13 @@ def planes_gradient(record, part):
     f = fields_of(record)
     p, a, b, slope = _coefficients(record)
     k, c = channel_values(record, BY_X), channel_values(record, CONSTANT)
+    past = f[PAST] != 0
     for piece in range(*_pieces(record, part)):
         first, last, n = _piece(record, piece)
         x, dx = element_array(record, X, first, last), element_array(record, OUT, first, last)
         g = element_array(record, DY if f[G] == 0 else G, first, last)
         if f[Y] == 0:
-            planes.gradient_piece(x, g, p[n], a[n], b[n], slope, k[n], c[n], dx)
+            planes.gradient_piece(x, g, p[n], a[n], b[n], slope, k[n], c[n], dx, past)
         else:
-            planes.gradient_piece(x, g, p[n], a[n], b[n], None, k[n], c[n], dx)
+            planes.gradient_piece(x, g, p[n], a[n], b[n], None, k[n], c[n], dx, past)
     return 0

@@ -52,15 +52,20 @@ def _merged(count, mean, spread, more, its_mean, its_spread):
 
 
 @compiled
-def _sum(x):
-    sums, whole = broadcast(zero_of(x), x), x.size // lanes_of(x) * lanes_of(x)
-    for i in range(0, whole, lanes_of(x)):
+def _mean_of_first(x):
+    """Return the mean of about the first quarter."""
+    lanes = lanes_of(x)
+    if x.size < lanes:
+        rest = zero_of(x)
+        for i in range(x.size):
+            rest = add(rest, widen(x[i]))
+        return rounded(rest / x.size, x)
+    quarter = max(1, x.size // (4 * lanes)) * lanes
+    sums = broadcast(zero_of(x), x)
+    for i in range(0, quarter, lanes):
         prefetch(x, i + AHEAD)
         sums += load(x, i)
-    rest = zero_of(x)
-    for i in range(whole, x.size):
-        rest = add(rest, widen(x[i]))
-    return total(sums) + rest
+    return rounded(total(sums) / quarter, x)
 
 
 @compiled
@@ -68,6 +73,7 @@ def _sums_centred(x, pivot):
     p, s = broadcast(pivot, x), broadcast(zero_of(x), x)
     q, whole = broadcast(zero_of(x), x), x.size // lanes_of(x) * lanes_of(x)
     for i in range(0, whole, lanes_of(x)):
+        prefetch(x, i + AHEAD)
         centred = load(x, i) - p
         s += centred
         q += centred * centred
@@ -81,11 +87,14 @@ def _sums_centred(x, pivot):
 
 @compiled
 def piece_moments(x):
-    """Return the mean and the sum of squared deviations, each segment centred on its own mean."""
+    """Return the mean and the sum of squared deviations.
+
+    Each segment is centred on the mean of its first quarter, see `rows.moments`.
+    """
     mean, its_spread = 0.0, 0.0
     for first in range(0, x.size, SEGMENT):
         segment = x[first : first + SEGMENT]
-        pivot = rounded(_sum(segment) / segment.size, x)
+        pivot = _mean_of_first(segment)
         sums, squares = _sums_centred(segment, pivot)
         offset = np.float64(sums) / segment.size
         more = squares - sums * offset
@@ -94,7 +103,7 @@ def piece_moments(x):
 
 
 @compiled
-def _segment_sums(x, dy, y, g_out, first, last, mean, scale, shift, slope):
+def _segment_sums(x, dy, y, g_out, writes, first, last, mean, scale, shift, slope, past):
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     s, q = broadcast(zero_of(x), x), broadcast(zero_of(x), x)
     whole = first + (last - first) // lanes_of(x) * lanes_of(x)
@@ -108,8 +117,8 @@ def _segment_sums(x, dy, y, g_out, first, last, mean, scale, shift, slope):
             prefetch(y, i + AHEAD)
             z = load(y, i)
         g = behind(z, g, slope)
-        if g_out is not None:
-            store(g_out, i, g)
+        if writes:
+            store(g_out, i, g, past)
         s += g
         q += g * centred
     rest, products = zero_of(x), zero_of(x)
@@ -117,7 +126,7 @@ def _segment_sums(x, dy, y, g_out, first, last, mean, scale, shift, slope):
         centred, g = widen(x[i]) - mean, widen(dy[i])
         z = multiply_add(centred, scale, shift) if y is None else widen(y[i])
         g = behind(z, g, slope)
-        if g_out is not None:
+        if writes:
             g_out[i] = narrow(g, g_out)
         rest = add(rest, g)
         products = add(products, g * centred)
@@ -125,16 +134,16 @@ def _segment_sums(x, dy, y, g_out, first, last, mean, scale, shift, slope):
 
 
 @compiled
-def piece_sums(x, dy, y, g_out, mean, scale, shift, slope):
-    """Return the sums of g and of g * (x - mean), where g = dy * activation'(z), and write g.
+def piece_sums(x, dy, y, g_out, writes, mean, scale, shift, slope, past):
+    """Return the sums of g and of g * (x - mean), where g = dy * activation'(z).
 
-    z is y where there is one, else (x - mean) * scale + shift; g_out may be None.
+    z is y where there is one, else (x - mean) * scale + shift. g is written if asked for.
     """
     sum_g, sum_centred = 0.0, 0.0
     for first in range(0, x.size, SEGMENT):
         last = min(first + SEGMENT, x.size)
         short_g, short_centred = _segment_sums(
-            x, dy, y, g_out, first, last, mean, scale, shift, slope
+            x, dy, y, g_out, writes, first, last, mean, scale, shift, slope, past
         )
         sum_g += short_g
         sum_centred += short_centred
@@ -142,7 +151,7 @@ def piece_sums(x, dy, y, g_out, mean, scale, shift, slope):
 
 
 @compiled
-def apply_piece(x, residual, mean, scale, shift, slope, y):
+def apply_piece(x, residual, mean, scale, shift, slope, y, past):
     """Compute y = activation((x - mean) * scale + shift + residual)."""
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     whole = x.size // lanes_of(x) * lanes_of(x)
@@ -152,7 +161,7 @@ def apply_piece(x, residual, mean, scale, shift, slope, y):
         if residual is not None:
             prefetch(residual, i + AHEAD)
             z += load(residual, i)
-        store(y, i, activate(z, slope))
+        store(y, i, activate(z, slope), past)
     for i in range(whole, x.size):
         z = multiply_add(widen(x[i]) - mean, scale, shift)
         if residual is not None:
@@ -161,7 +170,7 @@ def apply_piece(x, residual, mean, scale, shift, slope, y):
 
 
 @compiled
-def gradient_piece(x, dy, mean, scale, shift, slope, by_x, constant, dx):
+def gradient_piece(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
     """Compute dx = scale * g + by_x * (x - mean) + constant, where g = dy * activation'(z).
 
     z = (x - mean) * scale + shift; without a slope g is dy.
@@ -175,7 +184,7 @@ def gradient_piece(x, dy, mean, scale, shift, slope, by_x, constant, dx):
         centred, g = load(x, i) - p, load(dy, i)
         if slope is not None:
             g = behind(multiply_add(centred, a, b), g, slope)
-        store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)))
+        store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)), past)
     for i in range(whole, x.size):
         centred, g = widen(x[i]) - mean, widen(dy[i])
         if slope is not None:
@@ -199,14 +208,16 @@ def merge_pieces(outers, channels, inner, room, are_moments, one, other):
     pieces = pieces_per_line(inner)
     one[:] = 0
     other[:] = 0
-    for i in range(outers * channels * pieces):
-        c, k = i // pieces % channels, i % pieces
-        if are_moments:
+    for outer in range(outers):
+        for k in range(pieces):
             first, last = bounds(k, inner)
-            count = i // (channels * pieces) * inner + first
-            one[c], other[c] = _merged(
-                count, one[c], other[c], last - first, room[2 * i], room[2 * i + 1]
-            )
-        else:
-            one[c] += room[2 * i]
-            other[c] += room[2 * i + 1]
+            count, more = outer * inner + first, last - first
+            for c in range(channels):
+                at = 2 * ((outer * channels + c) * pieces + k)
+                if are_moments:
+                    one[c], other[c] = _merged(
+                        count, one[c], other[c], more, room[at], room[at + 1]
+                    )
+                else:
+                    one[c] += room[at]
+                    other[c] += room[at + 1]

@@ -13,18 +13,19 @@ from typing import Any
 from homeostat.kernels.addresses import address_of, elements, float64s, values, words
 from homeostat.kernels.compiled import compiled
 
-# A tensor is (outer, channels, inner).
-OUTER, CHANNELS, INNER = range(3)
+# A tensor is (outer, channels, inner), and is written past the cache or not.
+OUTER, CHANNELS, INNER, PAST = range(4)
 # Elements: what comes in, what goes out.
-X, RESIDUAL, Y, DY, OUT, G = range(3, 9)
+X, RESIDUAL, Y, DY, OUT, G = range(4, 10)
 # Values of each channel, and one: the activation's slope for negative values.
-PIVOT, SCALE, SHIFT, BY_X, CONSTANT, GAMMA, BETA, SLOPE = range(9, 17)
+PIVOT, SCALE, SHIFT, BY_X, CONSTANT, GAMMA, BETA, SLOPE = range(10, 18)
 # Two values of each channel: mean and variance, or the gradients of gamma and beta.
-RESULTS = 17
-# float64: epsilon; room for the sums of all parts, and of each channel mean and variance, 1 / sqrt(variance
-# + epsilon), what rounding the mean to the pivot left, and the sums of g and g * (x - pivot).
-EPSILON, ROOM, MEAN, VARIANCE, INVERSE, OFFSET, SUM_G, SUM_CENTRED = range(18, 26)
-WORDS = 26
+RESULTS = 18
+# float64: epsilon; room for the sums of all parts; and of each channel mean and variance,
+# 1 / sqrt(variance + epsilon), what rounding the mean to the pivot left, and the sums of g and
+# g * (x - pivot).
+EPSILON, ROOM, MEAN, VARIANCE, INVERSE, OFFSET, SUM_G, SUM_CENTRED = range(19, 27)
+WORDS = 27
 
 
 def record_of(fields: dict[int, int]) -> Any:

@@ -230,8 +230,9 @@ def behind(z, value, slope):
 
 @compiled
 def _strip_sums(
-    x, dy, y, g_out, at, width, rows, slot, start, mean, scale, shift, slope, sums, products
-):
+    x, dy, y, g_out, writes, at, width, rows, slot, start,
+    mean, scale, shift, slope, sums, products, past,
+):  # fmt: skip
     """Add a strip's rows to the sums of g and of g * (x - mean) in its slot."""
     p, s, q = load(mean, start), load(sums, slot), load(products, slot)
     a, b = load(scale, start), load(shift, start)
@@ -246,8 +247,8 @@ def _strip_sums(
             prefetch(y, i + ahead)
             z = load(y, i)
         g = behind(z, g, slope)
-        if g_out is not None:
-            store(g_out, i, g)
+        if writes:
+            store(g_out, i, g, past)
         s += g
         q += g * centred
     store(sums, slot, s)
@@ -255,7 +256,7 @@ def _strip_sums(
 
 
 @compiled
-def gradient_sums(x, dy, y, g_out, mean, scale, shift, slope, sum_g, sum_centred):
+def gradient_sums(x, dy, y, g_out, writes, mean, scale, shift, slope, sum_g, sum_centred, past):
     """Sum g and g * (x - mean) over the rows, where g = dy * activation'(z).
 
     z is y where there is one, else (x - mean) * scale + shift.
@@ -264,13 +265,15 @@ def gradient_sums(x, dy, y, g_out, mean, scale, shift, slope, sum_g, sum_centred
         x: flat, rows of channels.
         dy: like x.
         y: like x, or None.
-        g_out: like x, written, or None.
+        g_out: like x, for g.
+        writes: whether g is written there.
         mean: of x's statistics' dtype, (channels,).
         scale: like mean; not looked at where there is a y.
         shift: like scale.
         slope: like mean, the activation's for negative values; 1 for no activation.
         sum_g: float64, (channels,), written.
         sum_centred: float64, (channels,), written.
+        past: whether g is written past the cache, as in `apply`.
     """
     channels, lanes = mean.size, lanes_of(x)
     times = rows_side_by_side(channels)
@@ -291,8 +294,8 @@ def gradient_sums(x, dy, y, g_out, mean, scale, shift, slope, sum_g, sum_centred
                 start, slot = _start(strip, width, lanes), strip * lanes
                 at = first * width + start
                 _strip_sums(
-                    x, dy, y, g_out, at, width, rows, slot, start,
-                    m, a, b, slope, short_g, short_centred,
+                    x, dy, y, g_out, writes, at, width, rows, slot, start,
+                    m, a, b, slope, short_g, short_centred, past,
                 )  # fmt: skip
         for j in range(slots):
             long_g[j] += short_g[j]
@@ -304,7 +307,7 @@ def gradient_sums(x, dy, y, g_out, mean, scale, shift, slope, sum_g, sum_centred
         centred, g = widen(x[i]) - m[j], widen(dy[i])
         z = multiply_add(centred, a[j], b[j]) if y is None else widen(y[i])
         g = behind(z, g, slope)
-        if g_out is not None:
+        if writes:
             g_out[i] = narrow(g, g_out)
         long_g[j] += g
         long_centred[j] += g * centred
@@ -314,7 +317,7 @@ def gradient_sums(x, dy, y, g_out, mean, scale, shift, slope, sum_g, sum_centred
 
 
 @compiled
-def _apply_strip(x, residual, at, width, rows, start, mean, scale, shift, slope, y):
+def _apply_strip(x, residual, at, width, rows, start, mean, scale, shift, slope, y, past):
     p, a, b = load(mean, start), load(scale, start), load(shift, start)
     ahead = _ahead(rows, width)
     for i in range(at, at + rows * width, width):
@@ -323,7 +326,7 @@ def _apply_strip(x, residual, at, width, rows, start, mean, scale, shift, slope,
         if residual is not None:
             prefetch(residual, i + ahead)
             z += load(residual, i)
-        store(y, i, activate(z, slope))
+        store(y, i, activate(z, slope), past)
 
 
 @compiled
@@ -337,7 +340,7 @@ def _apply_rest(x, residual, at, mean, scale, shift, slope, y):
 
 
 @compiled
-def apply(x, residual, mean, scale, shift, slope, y):
+def apply(x, residual, mean, scale, shift, slope, y, past):
     """Compute y = activation((x - mean) * scale + shift + residual).
 
     Args:
@@ -348,6 +351,7 @@ def apply(x, residual, mean, scale, shift, slope, y):
         shift: like mean.
         slope: like mean, the activation's for negative values; 1 for no activation.
         y: like x, written.
+        past: whether past the cache; y and each of its rows then start on lines of it.
     """
     times, lanes = rows_side_by_side(mean.size), lanes_of(x)
     p, a, b = _repeated(mean, times), _repeated(scale, times), _repeated(shift, times)
@@ -358,13 +362,13 @@ def apply(x, residual, mean, scale, shift, slope, y):
         for strip in range(_strips(width, lanes)):
             start = _start(strip, width, lanes)
             at = first * width + start
-            _apply_strip(x, residual, at, width, rows, start, p, a, b, slope, y)
+            _apply_strip(x, residual, at, width, rows, start, p, a, b, slope, y, past)
     _apply_rest(x, residual, whole * width, p, a, b, slope, y)
 
 
 @compiled
 def _gradient_strip(
-    x, dy, at, width, rows, start, mean, scale, shift, slope, by_x, constant, dx
+    x, dy, at, width, rows, start, mean, scale, shift, slope, by_x, constant, dx, past
 ):  # fmt: skip
     p, a, b = load(mean, start), load(scale, start), load(shift, start)
     k, c = load(by_x, start), load(constant, start)
@@ -375,7 +379,7 @@ def _gradient_strip(
         centred, g = load(x, i) - p, load(dy, i)
         if slope is not None:
             g = behind(multiply_add(centred, a, b), g, slope)
-        store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)))
+        store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)), past)
 
 
 @compiled
@@ -390,7 +394,7 @@ def _gradient_rest(x, dy, at, mean, scale, shift, slope, by_x, constant, dx):
 
 
 @compiled
-def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx):
+def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
     """Compute dx = scale * g + by_x * (x - mean) + constant, where g = dy * activation'(z).
 
     z = (x - mean) * scale + shift.
@@ -405,6 +409,7 @@ def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx):
         by_x: like mean.
         constant: like mean.
         dx: like x, written.
+        past: as in `apply`.
     """
     times, lanes = rows_side_by_side(mean.size), lanes_of(x)
     p, a, b = _repeated(mean, times), _repeated(scale, times), _repeated(shift, times)
@@ -416,7 +421,7 @@ def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx):
         for strip in range(_strips(width, lanes)):
             start = _start(strip, width, lanes)
             at = first * width + start
-            _gradient_strip(x, dy, at, width, rows, start, p, a, b, slope, k, c, dx)
+            _gradient_strip(x, dy, at, width, rows, start, p, a, b, slope, k, c, dx, past)
     _gradient_rest(x, dy, whole * width, p, a, b, slope, k, c, dx)
 
 

@@ -17,7 +17,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from homeostat.kernels.elements import BFLOAT16, FLOAT16, WITHIN, choose, zero_like
+from homeostat.kernels.elements import BFLOAT16, FLOAT16, WITHIN, zero_like
 
 # The bytes of a vector's values: four registers of machines that have many large ones. What a loop
 # keeps should fit all registers.
@@ -74,8 +74,12 @@ def load(array: Any, at: int) -> Any:
     """Return the elements of an array from an index on as a `Vector`."""
 
 
-def store(array: Any, at: int, vector: Any) -> None:
-    """Write a `Vector` into an array from an index on, rounded to the nearest even."""
+def store(array: Any, at: int, vector: Any, past: bool = False) -> None:
+    """Write a `Vector` into an array from an index on, rounded to the nearest even.
+
+    Past the cache if asked to, which takes an address where a line of it starts: a line that is not
+    in the cache is then not read first.
+    """
 
 
 def prefetch(array: Any, at: int) -> None:
@@ -128,28 +132,38 @@ def _load(context: Any, array: Any, at: Any) -> Any:
     return kind(array, types.intp), generate
 
 
-@intrinsic
-def _store(context: Any, array: Any, at: Any, vector: Any) -> Any:
-    element, lanes = array.dtype, vector.lanes
+def _narrowed(builder: Any, value: Any, raw: Any, element: Any) -> Any:
+    """Return a vector of floats as the elements that are kept."""
+    if element == FLOAT16:
+        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), raw.count))
+        return builder.bitcast(half, raw)
+    if element != BFLOAT16:
+        return value
+    sixteen = _bits(builder, 16, raw.count)
+    bits = builder.bitcast(value, sixteen.type)
+    odd = builder.and_(builder.lshr(bits, sixteen), _bits(builder, 1, raw.count))
+    bits = builder.add(bits, builder.add(odd, _bits(builder, 0x7FFF, raw.count)))
+    bits = builder.lshr(bits, sixteen)
+    nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(nan, _bits(builder, 0x7FC0, raw.count), bits), raw)
 
+
+@intrinsic
+def _store(context: Any, array: Any, at: Any, vector: Any, past: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], *arguments[:2])
-        value, raw = arguments[2], ir.VectorType(pointer.type.pointee, lanes)
-        if element == FLOAT16:
-            half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes))
-            value = builder.bitcast(half, raw)
-        elif element == BFLOAT16:
-            sixteen = _bits(builder, 16, lanes)
-            bits = builder.bitcast(value, sixteen.type)
-            odd = builder.and_(builder.lshr(bits, sixteen), _bits(builder, 1, lanes))
-            bits = builder.add(bits, builder.add(odd, _bits(builder, 0x7FFF, lanes)))
-            bits = builder.lshr(bits, sixteen)
-            nan = builder.fcmp_unordered("uno", value, value)
-            value = builder.trunc(builder.select(nan, _bits(builder, 0x7FC0, lanes), bits), raw)
-        builder.store(value, builder.bitcast(pointer, raw.as_pointer()), align=1)
+        raw = ir.VectorType(pointer.type.pointee, vector.lanes)
+        value = _narrowed(builder, arguments[2], raw, array.dtype)
+        pointer = builder.bitcast(pointer, raw.as_pointer())
+        with builder.if_else(arguments[3]) as (beside, ordinary):
+            with beside:
+                done = builder.store(value, pointer, align=_LINE)
+                done.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+            with ordinary:
+                builder.store(value, pointer, align=1)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, vector), generate
+    return types.void(array, types.intp, vector, types.boolean), generate
 
 
 @intrinsic
@@ -258,15 +272,17 @@ def _load_checked(array, at):
 
 
 @overload(store, **WITHIN)
-def _store_checked(array, at, vector):
+def _store_checked(array, at, vector, past=False):
     lanes = vector.lanes
 
-    def checked(array, at, vector):
+    def checked(array, at, vector, past=False):
         if at < 0 or at + lanes > array.size:
             raise IndexError("a vector is written outside its array")
-        _store(array, at, vector)
+        _store(array, at, vector, past)
 
-    return checked if _CHECKED else lambda array, at, vector: _store(array, at, vector)
+    if _CHECKED:
+        return checked
+    return lambda array, at, vector, past=False: _store(array, at, vector, past)
 
 
 @overload(prefetch, **WITHIN)
@@ -297,6 +313,3 @@ def _zeros(context: Any, vector: Any) -> Any:
         return ir.Constant(context.get_value_type(vector), None)
 
     return vector(vector), generate
-
-
-__all__ = ["BYTES", "LANES", "broadcast", "choose", "lanes_of", "load", "prefetch", "store", "total"]

@@ -208,7 +208,9 @@ def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
         loops = _batch(x, layout)
         loops.find_moments(_address(x), 0, _threads())
         shape = layout.known_channel_shape
-        return Moments(layout.count, *(part.astype(statistics).reshape(shape) for part in loops.moments))
+        return Moments(
+            layout.count, *(part.astype(statistics).reshape(shape) for part in loops.moments)
+        )
     if weights is None:
         w, count = None, layout.count
     else:
@@ -284,7 +286,7 @@ def _by_loops(
         for values in (gamma, beta)
     ]
     y = np.empty_like(x, order="C")
-    loops.normalize(*map(_address, (x, residual, y, *scales)), _threads())
+    loops.normalize(*map(_address, (x, residual, y, *scales, None)), _threads())
     return y
 
 

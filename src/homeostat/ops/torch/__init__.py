@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from homeostat.moments import Moments
 from homeostat.ops.arguments import check
-from homeostat.ops.torch.compiled import Compiled, Memory, loop_moments, loop_normalize
+from homeostat.ops.torch.compiled import Memory, loop_moments, loop_normalize, on_loops
 from homeostat.ops.torch.elements import (
     AllReduce,
     Call,
@@ -228,12 +228,13 @@ def _on_kernels(
     call: Call,
 ) -> tuple[Tensor, Moments] | None:
     """Return y and the moments by compiled or native kernels, or None where neither takes x."""
-    how = Memory.of(x, call.layout, _purpose("train", residual, call), residual)
-    function = Native if how is None else Compiled
-    how = how or View.of(x, call.layout)
-    if how is None:
+    memory = Memory.of(x, call.layout, _purpose("train", residual, call), residual)
+    if memory is not None:
+        return on_loops(x, gamma, beta, residual, batch, memory, call)
+    view = View.of(x, call.layout)
+    if view is None:
         return None
-    y, mean, variance = function.apply(x, gamma, beta, residual, batch, how, call)
+    y, mean, variance = Native.apply(x, gamma, beta, residual, batch, view, call)
     return y, Moments(call.layout.count, mean, variance) if batch is None else batch
 
 

@@ -125,8 +125,23 @@ def _loops() -> Any:
     return batchnorm
 
 
-class Compiled(torch.autograd.Function):
+def on_loops(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    batch: Moments | None,
+    memory: Memory,
+    call: Call,
+) -> tuple[Tensor, Moments]:
     """Normalize with the batch's moments, given or computed, on the compiled loops."""
+    results = _results(x, memory)
+    y = Compiled.apply(x, gamma, beta, residual, batch, results, memory, call)
+    return y, _moments(results, call.layout) if batch is None else batch
+
+
+class Compiled(torch.autograd.Function):
+    """Keeps x for the backward, and y where there are activation and residual."""
 
     @staticmethod
     def forward(
@@ -136,25 +151,22 @@ class Compiled(torch.autograd.Function):
         beta: Tensor | None,
         residual: Tensor | None,
         batch: Moments | None,
+        results: Tensor,
         memory: Memory,
         call: Call,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y, mean and variance; keep x, and y where there are activation and residual."""
+    ) -> Tensor:
+        """Return y, and write the moments into the results where they are not given."""
         loops = _batch(x, memory, call.epsilon, call.slope)
-        y, mean, variance = _normalized(loops, x, gamma, beta, residual, batch, memory, call)
+        y = _normalized(loops, x, gamma, beta, residual, batch, results, memory)
         both = call.slope is not None and residual is not None
         ctx.save_for_backward(x, gamma, y if both else None)
         ctx.memory, ctx.call, ctx.loops = memory, call, loops
         ctx.dtypes = dtypes(x, gamma, beta, residual)
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.set_materialize_grads(False)
-        return y, mean, variance
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Return the gradients by the equations of `normalize_batch`."""
-        if dy is None:
-            return (None,) * 7
         x, gamma, y = ctx.saved_tensors
         if torch.is_grad_enabled():
             if y is None and ctx.call.slope is not None:
@@ -164,15 +176,15 @@ class Compiled(torch.autograd.Function):
             found = differentiable_gradients(x, gamma, g, None, needs, ctx.call)
         else:
             found, g = _gradients(ctx.loops, x, dy, y, ctx.memory, ctx.call)
-        return *as_asked(ctx, found, g, x.shape), None, None, None
+        return *as_asked(ctx, found, g, x.shape), None, None, None, None
 
 
 def loop_moments(x: Tensor, memory: Memory, layout: Layout) -> Moments:
     """Return x's moments."""
-    loops, dense = _batch(x, memory), memory.dense(x)
-    results = x.new_empty(2, memory.shape[1], dtype=statistics(x))
+    dense, results = memory.dense(x), _results(x, memory)
+    loops = _batch(x, memory)
     loops.find_moments(dense.data_ptr(), results.data_ptr(), torch.get_num_threads())
-    return Moments(layout.count, *results.view(2, *layout.known_channel_shape).unbind())
+    return _moments(results, layout)
 
 
 def loop_normalize(
@@ -188,12 +200,22 @@ def loop_normalize(
     """Return y, with given moments and without gradients."""
     batch = Moments(call.layout.count, mean, variance)
     loops = _batch(x, memory, call.epsilon, call.slope)
-    return _normalized(loops, x, gamma, beta, residual, batch, memory, call)[0]
+    return _normalized(loops, x, gamma, beta, residual, batch, None, memory)
 
 
 def _batch(x: Tensor, memory: Memory, *options: Any) -> Any:
     loops = _loops()
     return loops.Batch(DTYPES[x.dtype][1], loops.Shape(*memory.shape), *options)
+
+
+def _results(x: Tensor, memory: Memory) -> Tensor:
+    return torch.empty((2, memory.shape[1]), dtype=statistics(x))
+
+
+def _moments(results: Tensor, layout: Layout) -> Moments:
+    if layout.known_channel_shape != results.shape[1:]:
+        results = results.view(2, *layout.known_channel_shape)
+    return Moments(layout.count, *results.unbind())
 
 
 def _normalized(
@@ -203,24 +225,25 @@ def _normalized(
     beta: Tensor | None,
     residual: Tensor | None,
     batch: Moments | None,
+    results: Tensor | None,
     memory: Memory,
-    call: Call,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, mean and variance."""
+) -> Tensor:
+    """Return y, by the moments of x, which go into the results, or by given ones."""
     dtype, y = statistics(x), memory.empty(x)
-    if batch is None:
-        results = x.new_empty(2, memory.shape[1], dtype=dtype)
-    else:
-        results = torch.stack([batch.mean.detach(), batch.variance.detach()]).to(dtype)
-        loops.moments[...] = results.view(2, -1).numpy()
-    held = [memory.dense(x), None if residual is None else memory.dense(residual)]
-    held += [_values(c, dtype) for c in (gamma, beta)]
-    dense, its_residual, its_gamma, its_beta = (0 if t is None else t.data_ptr() for t in held)
-    loops.normalize(
-        dense, its_residual, y.data_ptr(), its_gamma, its_beta, torch.get_num_threads(),
-        results=results.data_ptr() if batch is None else None,
+    if batch is not None:
+        results = None
+        given = torch.stack([batch.mean.detach(), batch.variance.detach()])
+        loops.moments[...] = given.to(dtype).view(2, -1).numpy()
+    held = (
+        memory.dense(x), None if residual is None else memory.dense(residual), y,
+        _values(gamma, dtype), _values(beta, dtype), results,
     )  # fmt: skip
-    return y, *results.view(2, *call.layout.known_channel_shape).unbind()
+    loops.normalize(*map(_address, held), torch.get_num_threads())
+    return y
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 def _values(channels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -240,10 +263,10 @@ def _gradients(
     loops: Any, x: Tensor, dy: Tensor, y: Tensor | None, memory: Memory, call: Call
 ) -> tuple[Any, Tensor | None]:
     """Return dx, dgamma and dbeta, and the gradient behind the activation where it is needed."""
-    dx, results = memory.empty(x), x.new_empty(2, memory.shape[1], dtype=statistics(x))
+    dx, results = memory.empty(x), _results(x, memory)
     g = None if y is None else memory.empty(x)
     held = [memory.dense(x), memory.dense(dy), None if y is None else memory.dense(y), dx, g]
-    addresses = (0 if t is None else t.data_ptr() for t in held)
-    loops.gradients(*addresses, results.data_ptr(), torch.get_num_threads())
+    held.append(results)
+    loops.gradients(*map(_address, held), torch.get_num_threads())
     # Without an activation the gradient behind it is dy; without a residual nobody asks for it.
     return (dx, *results.unbind()), dy if g is None else g

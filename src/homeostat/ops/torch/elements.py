@@ -60,8 +60,14 @@ def statistics(x: Tensor) -> torch.dtype:
 
 def slope_of(activation: Any) -> float | None:
     """Return the slope for negative values, or None without an activation."""
-    act = Activation.of(activation)
+    name = activation is None or isinstance(activation, str)
+    # The compiler looks through no cache.
+    of = _named if name and not torch.compiler.is_compiling() else Activation.of
+    act = of(activation)
     return None if act is None else act.negative_slope
+
+
+_named = functools.cache(Activation.of)
 
 
 def transformed() -> bool:
