@@ -229,7 +229,7 @@ def _narrowed(values: Any, out: Any) -> None:
 def _copied_by_vectors(values: Any, out: Any) -> None:
     lanes = vectors.lanes_of(values)
     for i in range(0, values.size, lanes):
-        vectors.store(out, i, vectors.load(values, i))
+        vectors.store(out, i, vectors.load(values, i), False)
 
 
 # NumPy's own casts of NaN and of what overflows.

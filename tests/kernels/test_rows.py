@@ -75,12 +75,12 @@ def test_gradient_sums_equal_numpy(shape: Any, slope: float | None, through_y: b
     # The loops may round once where NumPy rounds twice.
     dy[np.abs(z) < 1e-5] = 0
     sums = np.full((2, shape[1]), np.nan)
-    y = np.maximum(z, 0).ravel() if through_y and slope is not None else None
+    y = np.maximum(z, 0).ravel() if slope is not None else z.ravel()
     slopes = np.float32(1.0 if slope is None else slope)
     flat, flat_dy = x.ravel(), dy.ravel()
     g_out = np.full_like(flat, np.nan)
     loops.gradient_sums(
-        flat, flat_dy, y, g_out, through_y, mean, scale, shift, slopes, *sums, False
+        flat, flat_dy, y, through_y, g_out, through_y, mean, scale, shift, slopes, *sums, False
     )
     g = dy.astype(np.float64) * (1.0 if slope is None else np.where(z > 0, 1.0, slope))
     if through_y:
@@ -95,7 +95,7 @@ def test_a_slope_of_0_stops_what_is_not_finite() -> None:
     x, dy = np.float32([1, -1]), np.float32([2, np.inf])
     one, sums = np.ones(1, np.float32), np.empty((2, 1))
     zero = np.zeros(1, np.float32)
-    loops.gradient_sums(x, dy, None, dy, False, zero, one, zero, np.float32(0), *sums, False)
+    loops.gradient_sums(x, dy, dy, False, dy, False, zero, one, zero, np.float32(0), *sums, False)
     assert sums.tolist() == [[2.0], [2.0]]
 
 

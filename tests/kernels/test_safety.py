@@ -307,7 +307,7 @@ def test_bounds_checking_is_on_when_asked_for(tmp_path: Path, size: int) -> None
         from homeostat.kernels import planes
         short, like = np.zeros({size} - 5, np.float32), np.zeros({size}, np.float32)
         one = np.float32(1)
-        planes.apply_piece(like, None, one, one, one, one, short, False)
+        planes.apply_piece(like, like, False, one, one, one, one, short, False)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,

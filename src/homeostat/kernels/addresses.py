@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import carray, types
-from numba.core import cgutils
+from numba import types
 from numba.extending import intrinsic
-
-from homeostat.kernels.compiled import compiled
+from numba.np.arrayobj import populate_array
 
 _WORD = ir.IntType(64)
 
@@ -21,44 +18,30 @@ def instruction(signature: Any, generate: Callable[[Any, Any], Any]) -> Any:
     return signature, lambda context, builder, _, arguments: generate(builder, arguments)
 
 
-@intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    return instruction(
-        types.voidptr(types.intp),
-        lambda builder, arguments: builder.inttoptr(arguments[0], cgutils.voidptr_t),
-    )
+def array_at(context: Any, builder: Any, kind: Any, address: Any, count: Any) -> Any:
+    """Return, while code is made, a flat array of memory at an address."""
+    array = context.make_array(kind)(context, builder)
+    data = builder.inttoptr(address, array.data.type)
+    item = context.get_constant(types.intp, kind.dtype.bitwidth // 8)
+    populate_array(array, data, [count], [item], item, meminfo=None)
+    return array._getvalue()
 
 
-@intrinsic
-def address_of(context: Any, pointer: Any) -> Any:
-    """Return a pointer's address."""
-    return instruction(
-        types.intp(pointer), lambda builder, arguments: builder.ptrtoint(arguments[0], _WORD)
-    )
+def _array_of(dtype: Any) -> Any:
+    kind = types.Array(dtype, 1, "C")
+
+    @intrinsic
+    def at(context: Any, address: Any, count: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return array_at(context, builder, kind, *arguments)
+
+        return kind(types.intp, types.intp), generate
+
+    return at
 
 
-@intrinsic
-def _element_pointer(context: Any, like: Any, address: Any) -> Any:
-    return instruction(
-        like(like, types.intp),
-        lambda builder, arguments: builder.inttoptr(arguments[1], arguments[0].type),
-    )
-
-
-@intrinsic
-def _value_pointer(context: Any, like: Any, address: Any) -> Any:
-    double = like.dtype == types.float64
-    wanted = (ir.DoubleType() if double else ir.FloatType()).as_pointer()
-    return instruction(
-        types.CPointer(types.float64 if double else types.float32)(like, types.intp),
-        lambda builder, arguments: builder.inttoptr(arguments[1], wanted),
-    )
-
-
-@intrinsic
-def _element_size(context: Any, pointer: Any) -> Any:
-    size = _WORD(pointer.dtype.bitwidth // 8)
-    return instruction(types.intp(pointer), lambda builder, arguments: size)
+# Of an address and a count, the array of the values there.
+words, float32s, float64s = (_array_of(t) for t in (types.int64, types.float32, types.float64))
 
 
 @intrinsic
@@ -81,34 +64,3 @@ def call(context: Any, function: Any, first: Any, second: Any, third: Any, fourt
         return builder.call(builder.inttoptr(arguments[0], kind), arguments[1:])
 
     return instruction(types.intp(*[types.intp] * 5), generate)
-
-
-@compiled
-def words(address, count):
-    """Return the 64-bit words at an address."""
-    return carray(_pointer(address), count, np.int64)
-
-
-@compiled
-def float32s(address, count):
-    """Return the float32 values at an address."""
-    return carray(_pointer(address), count, np.float32)
-
-
-@compiled
-def float64s(address, count):
-    """Return the float64 values at an address."""
-    return carray(_pointer(address), count, np.float64)
-
-
-@compiled
-def values(like, address, count):
-    """Return the float32 values at an address, float64 where a pointer points to float64."""
-    return carray(_value_pointer(like, address), count)
-
-
-@compiled
-def elements(like, address, first, last):
-    """Return the elements from first to last at an address, of the dtype a pointer points to."""
-    at = address + first * _element_size(like)
-    return carray(_element_pointer(like, at), last - first)

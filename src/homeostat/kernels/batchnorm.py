@@ -159,6 +159,8 @@ class Batch:
                 (fields.PIVOT, fields.SCALE, fields.SHIFT, fields.SLOPE), self._values
             ),
         }  # fmt: skip
+        step = self.shape.channels * self._values.itemsize
+        given[fields.MORE_RESULTS] = given.get(fields.RESULTS, 0) + step
         on_lines = not (given.get(fields.OUT, 0) | given.get(fields.G, 0)) % 64
         given[fields.PAST] = on_lines and _leaves_the_cache(self.dtype, shape)
         run(_steps(names, self.dtype, shape), fields.record_of(given), threads)

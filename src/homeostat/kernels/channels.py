@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 
 from homeostat.kernels import planes, rows
-from homeostat.kernels.addresses import float64s, values
+from homeostat.kernels.addresses import float64s
 from homeostat.kernels.compiled import compiled
 from homeostat.kernels.record import (
     BETA,
     BY_X,
     CHANNELS,
     CONSTANT,
+    DY,
     EPSILON,
     GAMMA,
     INNER,
     INVERSE,
     MEAN,
+    MORE_RESULTS,
     OFFSET,
     OUTER,
     PIVOT,
@@ -34,9 +36,10 @@ from homeostat.kernels.record import (
 
 
 @compiled
-def _merged(record, are_moments, one, other):
-    """Merge the rooms of all parts into two float64 arrays."""
+def _merge(record, one, other):
+    """Merge the rooms of all parts, moments or sums of gradients, into two float64 arrays."""
     f = fields_of(record)
+    are_moments = f[DY] == 0
     outer, channels, inner = f[OUTER], f[CHANNELS], f[INNER]
     if inner == 1:
         parts = -(-outer // rows.rows_per_part(outer, channels))
@@ -50,18 +53,19 @@ def _merged(record, are_moments, one, other):
 @compiled
 def _results(record, one, other):
     f = fields_of(record)
-    channels = f[CHANNELS] if f[RESULTS] else 0
-    results = values(record, f[RESULTS], 2 * channels)
-    for c in range(channels):
-        results[c] = one[c]
-        results[channels + c] = other[c]
+    if f[RESULTS] == 0:
+        return
+    first, second = channel_values(record, RESULTS), channel_values(record, MORE_RESULTS)
+    for c in range(one.size):
+        first[c] = one[c]
+        second[c] = other[c]
 
 
 def merge_moments(record, part):
     """Merge all parts' moments into mean and variance, and into the results."""
     f = fields_of(record)
     mean, variance = channel_doubles(record, MEAN), channel_doubles(record, VARIANCE)
-    _merged(record, True, mean, variance)
+    _merge(record, mean, variance)
     for c in range(mean.size):
         variance[c] /= f[OUTER] * f[INNER]
     _results(record, mean, variance)
@@ -101,7 +105,7 @@ def merge_sums(record, part):
     dbeta, dgamma = channel_doubles(record, SUM_G), channel_doubles(record, SUM_CENTRED)
     scale, by_x = channel_values(record, SCALE), channel_values(record, BY_X)
     constant, count = channel_values(record, CONSTANT), f[OUTER] * f[INNER]
-    _merged(record, False, dbeta, dgamma)
+    _merge(record, dbeta, dgamma)
     for c in range(dbeta.size):
         # Of the sum of g * (x - pivot), that of g * (x - mean) / sqrt(variance + epsilon).
         dgamma[c] = inverse[c] * (dgamma[c] - offset[c] * dbeta[c])

@@ -87,12 +87,11 @@ def rows_sums(record, part):
     one, other = _rows_room(record, part)
     x, dy = element_array(record, X, first, last), element_array(record, DY, first, last)
     p, a, b, slope = _coefficients(record)
-    if f[Y] == 0:
-        rows.gradient_sums(x, dy, None, dy, False, p, a, b, slope, one, other, False)
-    else:
-        y, wanted = element_array(record, Y, first, last), f[G] != 0
-        g = element_array(record, G if wanted else DY, first, last)
-        rows.gradient_sums(x, dy, y, g, wanted, p, p, p, slope, one, other, f[PAST] != 0)
+    # What there is not is not looked at; any array will do for it.
+    kept, writes = f[Y] != 0, f[G] != 0
+    y = element_array(record, Y if kept else DY, first, last)
+    g, past = element_array(record, G if writes else DY, first, last), f[PAST] != 0
+    rows.gradient_sums(x, dy, y, kept, g, writes, p, a, b, slope, one, other, past)
     return 0
 
 
@@ -102,11 +101,9 @@ def rows_apply(record, part):
     x, y = element_array(record, X, first, last), element_array(record, OUT, first, last)
     p, a, b, slope = _coefficients(record)
     f = fields_of(record)
-    if f[RESIDUAL] == 0:
-        rows.apply(x, None, p, a, b, slope, y, f[PAST] != 0)
-    else:
-        residual = element_array(record, RESIDUAL, first, last)
-        rows.apply(x, residual, p, a, b, slope, y, f[PAST] != 0)
+    adds = f[RESIDUAL] != 0
+    residual = element_array(record, RESIDUAL if adds else X, first, last)
+    rows.apply(x, residual, adds, p, a, b, slope, y, f[PAST] != 0)
     return 0
 
 
@@ -118,10 +115,9 @@ def rows_gradient(record, part):
     g = element_array(record, DY if f[G] == 0 else G, first, last)
     p, a, b, slope = _coefficients(record)
     k, c = channel_values(record, BY_X), channel_values(record, CONSTANT)
-    if f[Y] == 0:
-        rows.gradient(x, g, p, a, b, slope, k, c, dx, f[PAST] != 0)
-    else:
-        rows.gradient(x, g, p, a, b, None, k, c, dx, f[PAST] != 0)
+    # g is behind the activation already.
+    slope = slope if f[Y] == 0 else slope * 0 + 1
+    rows.gradient(x, g, p, a, b, slope, k, c, dx, f[PAST] != 0)
     return 0
 
 
@@ -162,34 +158,30 @@ def planes_moments(record, part):
 def planes_sums(record, part):
     """Compute the gradient sums of a part's pieces into their room, and g where it is asked for."""
     f = fields_of(record)
+    kept, writes, past = f[Y] != 0, f[G] != 0, f[PAST] != 0
     p, a, b, slope = _coefficients(record)
     for piece in range(*_pieces(record, part)):
         first, last, n = _piece(record, piece)
         room = _piece_room(record, piece)
         x, dy = element_array(record, X, first, last), element_array(record, DY, first, last)
-        if f[Y] == 0:
-            sums = planes.piece_sums(x, dy, None, dy, False, p[n], a[n], b[n], slope, False)
-        else:
-            y, wanted = element_array(record, Y, first, last), f[G] != 0
-            g, past = element_array(record, G if wanted else DY, first, last), f[PAST] != 0
-            sums = planes.piece_sums(x, dy, y, g, wanted, p[n], p[n], p[n], slope, past)
-        room[0], room[1] = sums
+        y = element_array(record, Y if kept else DY, first, last)
+        g = element_array(record, G if writes else DY, first, last)
+        room[0], room[1] = planes.piece_sums(
+            x, dy, y, kept, g, writes, p[n], a[n], b[n], slope, past
+        )
     return 0
 
 
 def planes_apply(record, part):
     """Compute the output of a part's pieces."""
     f = fields_of(record)
-    past = f[PAST] != 0
+    adds, past = f[RESIDUAL] != 0, f[PAST] != 0
     p, a, b, slope = _coefficients(record)
     for piece in range(*_pieces(record, part)):
         first, last, n = _piece(record, piece)
         x, y = element_array(record, X, first, last), element_array(record, OUT, first, last)
-        if f[RESIDUAL] == 0:
-            planes.apply_piece(x, None, p[n], a[n], b[n], slope, y, past)
-        else:
-            residual = element_array(record, RESIDUAL, first, last)
-            planes.apply_piece(x, residual, p[n], a[n], b[n], slope, y, past)
+        residual = element_array(record, RESIDUAL if adds else X, first, last)
+        planes.apply_piece(x, residual, adds, p[n], a[n], b[n], slope, y, past)
     return 0
 
 
@@ -199,12 +191,11 @@ def planes_gradient(record, part):
     p, a, b, slope = _coefficients(record)
     k, c = channel_values(record, BY_X), channel_values(record, CONSTANT)
     past = f[PAST] != 0
+    # g is behind the activation already.
+    slope = slope if f[Y] == 0 else slope * 0 + 1
     for piece in range(*_pieces(record, part)):
         first, last, n = _piece(record, piece)
         x, dx = element_array(record, X, first, last), element_array(record, OUT, first, last)
         g = element_array(record, DY if f[G] == 0 else G, first, last)
-        if f[Y] == 0:
-            planes.gradient_piece(x, g, p[n], a[n], b[n], slope, k[n], c[n], dx, past)
-        else:
-            planes.gradient_piece(x, g, p[n], a[n], b[n], None, k[n], c[n], dx, past)
+        planes.gradient_piece(x, g, p[n], a[n], b[n], slope, k[n], c[n], dx, past)
     return 0

@@ -4,8 +4,8 @@ NumPy has no bfloat16 and numba's CPU no float16, so both come as integers of th
 uint16, bfloat16 as int16. Shifts and selections turn them into float32 and back, rounded to the
 nearest even, which compilers vectorize on any machine.
 
-Here is what the functions mean; the compiler has their bodies, by dtype. `vectors` has those for
-many elements side by side.
+Some functions are only declared here, with what they mean; the compiler has their bodies, by dtype.
+`vectors` has what there is for many elements side by side.
 """
 
 from __future__ import annotations
@@ -35,28 +35,64 @@ def narrow(value: Any, array: Any) -> Any:
     """Return a float as an element of an array, rounded to the nearest even."""
 
 
-def zero_of(array: Any) -> Any:
-    """Return 0 in the dtype of an array's statistics."""
-
-
 def rounded(value: Any, array: Any) -> Any:
     """Return a number in the dtype of an array's statistics."""
 
 
-def zero_like(value: Any) -> Any:
+def statistics_of(array: Any) -> Any:
+    """Return the type of an array's statistics, by its own."""
+    return types.float64 if array.dtype == types.float64 else types.float32
+
+
+# What works on vectors as on single values, and is made in place: each function that the compiler
+# compiles costs the first use a twentieth of a second.
+
+
+@intrinsic
+def zero_of(context: Any, array: Any) -> Any:
+    """Return 0 in the dtype of an array's statistics."""
+    return statistics_of(array)(array), lambda context, builder, signature, arguments: ir.Constant(
+        context.get_value_type(signature.return_type), 0.0
+    )
+
+
+@intrinsic
+def zero_like(context: Any, value: Any) -> Any:
     """Return 0 as a value is."""
+    return value(value), lambda context, builder, signature, arguments: ir.Constant(
+        context.get_value_type(value), None
+    )
 
 
-def add(total: Any, value: Any) -> Any:
+@intrinsic
+def add(context: Any, total: Any, value: Any) -> Any:
     """Return total + value, for sums whose order the compiler may choose, and nothing else."""
 
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fadd(*arguments, flags=("reassoc",))
 
-def multiply_add(value: Any, factor: Any, addend: Any) -> Any:
+    return total(total, total), generate
+
+
+@intrinsic
+def multiply_add(context: Any, value: Any, factor: Any, addend: Any) -> Any:
     """Return value * factor + addend, rounded once on a machine that can do so, as XLA does."""
 
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        product = builder.fmul(*arguments[:2], flags=("contract",))
+        return builder.fadd(product, arguments[2], flags=("contract",))
 
-def choose(condition: Any, value: Any, otherwise: Any) -> Any:
+    return value(value, value, value), generate
+
+
+@intrinsic
+def choose(context: Any, condition: Any, value: Any, otherwise: Any) -> Any:
     """Return one of two values, both computed: a branch would make loads wait for its outcome."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return value(condition, value, value), generate
 
 
 def _cast(given: Any, wanted: Any, result: Any) -> Any:
@@ -72,31 +108,6 @@ def _cast(given: Any, wanted: Any, result: Any) -> Any:
 
 _bits = _cast(types.float32, ir.IntType(32), types.uint32)
 _float = _cast(types.uint32, ir.FloatType(), types.float32)
-
-
-@intrinsic
-def _add_in_any_order(context: Any, total: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fadd(*arguments, flags=("reassoc",))
-
-    return total(total, total), generate
-
-
-@intrinsic
-def _fused(context: Any, value: Any, factor: Any, addend: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        product = builder.fmul(*arguments[:2], flags=("contract",))
-        return builder.fadd(product, arguments[2], flags=("contract",))
-
-    return value(value, value, value), generate
-
-
-@intrinsic
-def _select(context: Any, condition: Any, value: Any, otherwise: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.select(*arguments)
-
-    return value(condition, value, value), generate
 
 
 @overload(widen, **WITHIN)
@@ -143,38 +154,8 @@ def _narrow(value, array):
     return lambda value, array: value
 
 
-@overload(zero_of, **WITHIN)
-def _zero_of(array):
-    if array.dtype == types.float64:
-        return lambda array: np.float64(0)
-    return lambda array: np.float32(0)
-
-
 @overload(rounded, **WITHIN)
 def _rounded(value, array):
     if array.dtype == types.float64:
         return lambda value, array: np.float64(value)
     return lambda value, array: np.float32(value)
-
-
-@overload(zero_like, **WITHIN)
-def _zero_like(value):
-    if isinstance(value, types.Float):
-        zero = np.float64(0) if value == types.float64 else np.float32(0)
-        return lambda value: zero
-    return None
-
-
-@overload(add, **WITHIN)
-def _add(total, value):
-    return lambda total, value: _add_in_any_order(total, value)
-
-
-@overload(multiply_add, **WITHIN)
-def _multiply_add(value, factor, addend):
-    return lambda value, factor, addend: _fused(value, factor, addend)
-
-
-@overload(choose, **WITHIN)
-def _choose(condition, value, otherwise):
-    return lambda condition, value, otherwise: _select(condition, value, otherwise)

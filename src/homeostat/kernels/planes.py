@@ -103,7 +103,7 @@ def piece_moments(x):
 
 
 @compiled
-def _segment_sums(x, dy, y, g_out, writes, first, last, mean, scale, shift, slope, past):
+def _segment_sums(x, dy, y, kept, g_out, writes, first, last, mean, scale, shift, slope, past):
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     s, q = broadcast(zero_of(x), x), broadcast(zero_of(x), x)
     whole = first + (last - first) // lanes_of(x) * lanes_of(x)
@@ -111,9 +111,8 @@ def _segment_sums(x, dy, y, g_out, writes, first, last, mean, scale, shift, slop
         prefetch(x, i + AHEAD)
         prefetch(dy, i + AHEAD)
         centred, g = load(x, i) - p, load(dy, i)
-        if y is None:
-            z = multiply_add(centred, a, b)
-        else:
+        z = multiply_add(centred, a, b)
+        if kept:
             prefetch(y, i + AHEAD)
             z = load(y, i)
         g = behind(z, g, slope)
@@ -124,7 +123,7 @@ def _segment_sums(x, dy, y, g_out, writes, first, last, mean, scale, shift, slop
     rest, products = zero_of(x), zero_of(x)
     for i in range(whole, last):
         centred, g = widen(x[i]) - mean, widen(dy[i])
-        z = multiply_add(centred, scale, shift) if y is None else widen(y[i])
+        z = widen(y[i]) if kept else multiply_add(centred, scale, shift)
         g = behind(z, g, slope)
         if writes:
             g_out[i] = narrow(g, g_out)
@@ -134,16 +133,16 @@ def _segment_sums(x, dy, y, g_out, writes, first, last, mean, scale, shift, slop
 
 
 @compiled
-def piece_sums(x, dy, y, g_out, writes, mean, scale, shift, slope, past):
+def piece_sums(x, dy, y, kept, g_out, writes, mean, scale, shift, slope, past):
     """Return the sums of g and of g * (x - mean), where g = dy * activation'(z).
 
-    z is y where there is one, else (x - mean) * scale + shift. g is written if asked for.
+    z is y where it was kept, else (x - mean) * scale + shift. g is written if asked for.
     """
     sum_g, sum_centred = 0.0, 0.0
     for first in range(0, x.size, SEGMENT):
         last = min(first + SEGMENT, x.size)
         short_g, short_centred = _segment_sums(
-            x, dy, y, g_out, writes, first, last, mean, scale, shift, slope, past
+            x, dy, y, kept, g_out, writes, first, last, mean, scale, shift, slope, past
         )
         sum_g += short_g
         sum_centred += short_centred
@@ -151,20 +150,20 @@ def piece_sums(x, dy, y, g_out, writes, mean, scale, shift, slope, past):
 
 
 @compiled
-def apply_piece(x, residual, mean, scale, shift, slope, y, past):
-    """Compute y = activation((x - mean) * scale + shift + residual)."""
+def apply_piece(x, residual, adds, mean, scale, shift, slope, y, past):
+    """Compute y = activation((x - mean) * scale + shift + residual), the residual if it adds."""
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     whole = x.size // lanes_of(x) * lanes_of(x)
     for i in range(0, whole, lanes_of(x)):
         prefetch(x, i + AHEAD)
         z = multiply_add(load(x, i) - p, a, b)
-        if residual is not None:
+        if adds:
             prefetch(residual, i + AHEAD)
             z += load(residual, i)
         store(y, i, activate(z, slope), past)
     for i in range(whole, x.size):
         z = multiply_add(widen(x[i]) - mean, scale, shift)
-        if residual is not None:
+        if adds:
             z += widen(residual[i])
         y[i] = narrow(activate(z, slope), y)
 
@@ -173,7 +172,7 @@ def apply_piece(x, residual, mean, scale, shift, slope, y, past):
 def gradient_piece(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
     """Compute dx = scale * g + by_x * (x - mean) + constant, where g = dy * activation'(z).
 
-    z = (x - mean) * scale + shift; without a slope g is dy.
+    z = (x - mean) * scale + shift.
     """
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     k, c = broadcast(by_x, x), broadcast(constant, x)
@@ -182,13 +181,11 @@ def gradient_piece(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
         prefetch(x, i + AHEAD)
         prefetch(dy, i + AHEAD)
         centred, g = load(x, i) - p, load(dy, i)
-        if slope is not None:
-            g = behind(multiply_add(centred, a, b), g, slope)
+        g = behind(multiply_add(centred, a, b), g, slope)
         store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)), past)
     for i in range(whole, x.size):
         centred, g = widen(x[i]) - mean, widen(dy[i])
-        if slope is not None:
-            g = behind(multiply_add(centred, scale, shift), g, slope)
+        g = behind(multiply_add(centred, scale, shift), g, slope)
         dx[i] = narrow(multiply_add(scale, g, multiply_add(by_x, centred, constant)), dx)
 
 

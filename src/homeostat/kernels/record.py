@@ -8,10 +8,14 @@ pointer to a record says what its elements are.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
-from homeostat.kernels.addresses import address_of, elements, float64s, values, words
-from homeostat.kernels.compiled import compiled
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from homeostat.kernels.addresses import array_at
 
 # A tensor is (outer, channels, inner), and is written past the cache or not.
 OUTER, CHANNELS, INNER, PAST = range(4)
@@ -19,13 +23,13 @@ OUTER, CHANNELS, INNER, PAST = range(4)
 X, RESIDUAL, Y, DY, OUT, G = range(4, 10)
 # Values of each channel, and one: the activation's slope for negative values.
 PIVOT, SCALE, SHIFT, BY_X, CONSTANT, GAMMA, BETA, SLOPE = range(10, 18)
-# Two values of each channel: mean and variance, or the gradients of gamma and beta.
-RESULTS = 18
+# Values of each channel that go out: mean and variance, or the gradients of gamma and beta.
+RESULTS, MORE_RESULTS = range(18, 20)
 # float64: epsilon; room for the sums of all parts; and of each channel mean and variance,
 # 1 / sqrt(variance + epsilon), what rounding the mean to the pivot left, and the sums of g and
 # g * (x - pivot).
-EPSILON, ROOM, MEAN, VARIANCE, INVERSE, OFFSET, SUM_G, SUM_CENTRED = range(19, 27)
-WORDS = 27
+EPSILON, ROOM, MEAN, VARIANCE, INVERSE, OFFSET, SUM_G, SUM_CENTRED = range(20, 28)
+WORDS = 28
 
 
 def record_of(fields: dict[int, int]) -> Any:
@@ -40,33 +44,67 @@ def record_of(fields: dict[int, int]) -> Any:
     return record
 
 
-@compiled
-def fields_of(record):
+def _word(builder: Any, record: Any, field: Any) -> Any:
+    words = builder.bitcast(record, ir.IntType(64).as_pointer())
+    return builder.load(builder.gep(words, [field]))
+
+
+def _values_type(record: Any) -> Any:
+    return types.float64 if record.dtype == types.float64 else types.float32
+
+
+@intrinsic
+def fields_of(context: Any, record: Any) -> Any:
     """Return a record's words."""
-    return words(address_of(record), WORDS)
+    kind = types.Array(types.int64, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = builder.ptrtoint(arguments[0], ir.IntType(64))
+        return array_at(context, builder, kind, address, ir.IntType(64)(WORDS))
+
+    return kind(record), generate
 
 
-@compiled
-def element_array(record, field, first, last):
+@intrinsic
+def element_array(context: Any, record: Any, field: Any, first: Any, last: Any) -> Any:
     """Return the elements in a field from first to last."""
-    return elements(record, fields_of(record)[field], first, last)
+    kind, size = types.Array(record.dtype, 1, "C"), record.dtype.bitwidth // 8
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        record, field, first, last = arguments
+        offset = builder.mul(first, ir.IntType(64)(size))
+        address = builder.add(_word(builder, record, field), offset)
+        return array_at(context, builder, kind, address, builder.sub(last, first))
+
+    return kind(record, types.intp, types.intp, types.intp), generate
 
 
-@compiled
-def channel_values(record, field):
-    """Return the channels' values in a field; look at none where there is no address."""
-    f = fields_of(record)
-    return values(record, f[field], f[CHANNELS])
+def _channels(dtype_of: Callable[[Any], Any]) -> Any:
+    @intrinsic
+    def channels(context: Any, record: Any, field: Any) -> Any:
+        kind = types.Array(dtype_of(record), 1, "C")
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            record, field = arguments
+            count = _word(builder, record, ir.IntType(64)(CHANNELS))
+            return array_at(context, builder, kind, _word(builder, record, field), count)
+
+        return kind(record, types.intp), generate
+
+    return channels
 
 
-@compiled
-def channel_doubles(record, field):
-    """Return the channels' float64 values in a field; look at none where there is no address."""
-    f = fields_of(record)
-    return float64s(f[field], f[CHANNELS])
+# Of a record and a field, the channels' values, and those that are float64 always.
+channel_values, channel_doubles = _channels(_values_type), _channels(lambda record: types.float64)
 
 
-@compiled
-def number(record, field):
-    """Return the number in a field."""
-    return values(record, fields_of(record)[field], 1)[0]
+@intrinsic
+def number(context: Any, record: Any, field: Any) -> Any:
+    """Return the value in a field that has one alone."""
+    kind = _values_type(record)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wanted = context.get_value_type(kind).as_pointer()
+        return builder.load(builder.inttoptr(_word(builder, *arguments), wanted))
+
+    return kind(record, types.intp), generate

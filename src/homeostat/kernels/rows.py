@@ -157,8 +157,8 @@ def _strip_moments(x, at, width, rows, slot, pivot, sums, squares):
         third, fourth = load(x, i + 2 * width) - p, load(x, i + 3 * width) - p
         s += (first + second) + (third + fourth)
         q += (first * first + second * second) + (third * third + fourth * fourth)
-    store(sums, slot, s)
-    store(squares, slot, q)
+    store(sums, slot, s, False)
+    store(squares, slot, q, False)
 
 
 @compiled
@@ -192,7 +192,7 @@ def moments(x, channels, mean, spread):
             for strip in range(strips):
                 at = first * width + _start(strip, width, lanes)
                 if first == block:
-                    store(pivot, strip * lanes, _strip_mean(x, at, width, its_rows))
+                    store(pivot, strip * lanes, _strip_mean(x, at, width, its_rows), False)
                 _strip_moments(x, at, width, its_rows, strip * lanes, pivot, sums, squares)
         for j in range(slots):
             offset = np.float64(sums[j]) / rows
@@ -230,7 +230,7 @@ def behind(z, value, slope):
 
 @compiled
 def _strip_sums(
-    x, dy, y, g_out, writes, at, width, rows, slot, start,
+    x, dy, y, kept, g_out, writes, at, width, rows, slot, start,
     mean, scale, shift, slope, sums, products, past,
 ):  # fmt: skip
     """Add a strip's rows to the sums of g and of g * (x - mean) in its slot."""
@@ -241,9 +241,8 @@ def _strip_sums(
         prefetch(x, i + ahead)
         prefetch(dy, i + ahead)
         centred, g = load(x, i) - p, load(dy, i)
-        if y is None:
-            z = multiply_add(centred, a, b)
-        else:
+        z = multiply_add(centred, a, b)
+        if kept:
             prefetch(y, i + ahead)
             z = load(y, i)
         g = behind(z, g, slope)
@@ -251,25 +250,28 @@ def _strip_sums(
             store(g_out, i, g, past)
         s += g
         q += g * centred
-    store(sums, slot, s)
-    store(products, slot, q)
+    store(sums, slot, s, False)
+    store(products, slot, q, False)
 
 
 @compiled
-def gradient_sums(x, dy, y, g_out, writes, mean, scale, shift, slope, sum_g, sum_centred, past):
+def gradient_sums(
+    x, dy, y, kept, g_out, writes, mean, scale, shift, slope, sum_g, sum_centred, past
+):
     """Sum g and g * (x - mean) over the rows, where g = dy * activation'(z).
 
-    z is y where there is one, else (x - mean) * scale + shift.
+    z is y where it was kept, else (x - mean) * scale + shift.
 
     Args:
         x: flat, rows of channels.
         dy: like x.
-        y: like x, or None.
+        y: like x, for z.
+        kept: whether z is there.
         g_out: like x, for g.
         writes: whether g is written there.
         mean: of x's statistics' dtype, (channels,).
-        scale: like mean; not looked at where there is a y.
-        shift: like scale.
+        scale: like mean.
+        shift: like mean.
         slope: like mean, the activation's for negative values; 1 for no activation.
         sum_g: float64, (channels,), written.
         sum_centred: float64, (channels,), written.
@@ -294,7 +296,7 @@ def gradient_sums(x, dy, y, g_out, writes, mean, scale, shift, slope, sum_g, sum
                 start, slot = _start(strip, width, lanes), strip * lanes
                 at = first * width + start
                 _strip_sums(
-                    x, dy, y, g_out, writes, at, width, rows, slot, start,
+                    x, dy, y, kept, g_out, writes, at, width, rows, slot, start,
                     m, a, b, slope, short_g, short_centred, past,
                 )  # fmt: skip
         for j in range(slots):
@@ -305,7 +307,7 @@ def gradient_sums(x, dy, y, g_out, writes, mean, scale, shift, slope, sum_g, sum
     for i in range(whole * width, x.size):
         j = (i - whole * width) % channels
         centred, g = widen(x[i]) - m[j], widen(dy[i])
-        z = multiply_add(centred, a[j], b[j]) if y is None else widen(y[i])
+        z = widen(y[i]) if kept else multiply_add(centred, a[j], b[j])
         g = behind(z, g, slope)
         if writes:
             g_out[i] = narrow(g, g_out)
@@ -317,35 +319,36 @@ def gradient_sums(x, dy, y, g_out, writes, mean, scale, shift, slope, sum_g, sum
 
 
 @compiled
-def _apply_strip(x, residual, at, width, rows, start, mean, scale, shift, slope, y, past):
+def _apply_strip(x, residual, adds, at, width, rows, start, mean, scale, shift, slope, y, past):
     p, a, b = load(mean, start), load(scale, start), load(shift, start)
     ahead = _ahead(rows, width)
     for i in range(at, at + rows * width, width):
         prefetch(x, i + ahead)
         z = multiply_add(load(x, i) - p, a, b)
-        if residual is not None:
+        if adds:
             prefetch(residual, i + ahead)
             z += load(residual, i)
         store(y, i, activate(z, slope), past)
 
 
 @compiled
-def _apply_rest(x, residual, at, mean, scale, shift, slope, y):
+def _apply_rest(x, residual, adds, at, mean, scale, shift, slope, y):
     for i in range(at, x.size):
         j = i - at
         z = multiply_add(widen(x[i]) - mean[j], scale[j], shift[j])
-        if residual is not None:
+        if adds:
             z += widen(residual[i])
         y[i] = narrow(activate(z, slope), y)
 
 
 @compiled
-def apply(x, residual, mean, scale, shift, slope, y, past):
+def apply(x, residual, adds, mean, scale, shift, slope, y, past):
     """Compute y = activation((x - mean) * scale + shift + residual).
 
     Args:
         x: flat, rows of channels.
-        residual: like x, or None.
+        residual: like x.
+        adds: whether the residual is added.
         mean: of x's statistics' dtype, (channels,).
         scale: like mean.
         shift: like mean.
@@ -362,8 +365,8 @@ def apply(x, residual, mean, scale, shift, slope, y, past):
         for strip in range(_strips(width, lanes)):
             start = _start(strip, width, lanes)
             at = first * width + start
-            _apply_strip(x, residual, at, width, rows, start, p, a, b, slope, y, past)
-    _apply_rest(x, residual, whole * width, p, a, b, slope, y)
+            _apply_strip(x, residual, adds, at, width, rows, start, p, a, b, slope, y, past)
+    _apply_rest(x, residual, adds, whole * width, p, a, b, slope, y)
 
 
 @compiled
@@ -377,8 +380,7 @@ def _gradient_strip(
         prefetch(x, i + ahead)
         prefetch(dy, i + ahead)
         centred, g = load(x, i) - p, load(dy, i)
-        if slope is not None:
-            g = behind(multiply_add(centred, a, b), g, slope)
+        g = behind(multiply_add(centred, a, b), g, slope)
         store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)), past)
 
 
@@ -387,8 +389,7 @@ def _gradient_rest(x, dy, at, mean, scale, shift, slope, by_x, constant, dx):
     for i in range(at, x.size):
         j = i - at
         centred, g = widen(x[i]) - mean[j], widen(dy[i])
-        if slope is not None:
-            g = behind(multiply_add(centred, scale[j], shift[j]), g, slope)
+        g = behind(multiply_add(centred, scale[j], shift[j]), g, slope)
         rest = multiply_add(by_x[j], centred, constant[j])
         dx[i] = narrow(multiply_add(scale[j], g, rest), dx)
 
@@ -405,7 +406,7 @@ def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
         mean: of x's statistics' dtype, (channels,).
         scale: like mean.
         shift: like mean.
-        slope: like mean, the activation's for negative values, or None for g = dy.
+        slope: like mean, the activation's for negative values; 1 for g = dy.
         by_x: like mean.
         constant: like mean.
         dx: like x, written.

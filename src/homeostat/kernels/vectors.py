@@ -15,9 +15,10 @@ import llvmlite.binding
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from homeostat.kernels.elements import BFLOAT16, FLOAT16, WITHIN, zero_like
+from homeostat.kernels.elements import BFLOAT16, FLOAT16, statistics_of
 
 # The bytes of a vector's values: four registers of machines that have many large ones. What a loop
 # keeps should fit all registers.
@@ -25,7 +26,6 @@ BYTES = 256 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 64
 # The values in a vector of float32; one of float64 has half as many.
 LANES = BYTES // 4
 _LINE = 64
-_CHECKED = bool(config.BOUNDSCHECK)
 
 
 class Vector(types.Type):
@@ -61,37 +61,8 @@ class _MaskModel(models.PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(ir.IntType(1), kind.lanes))
 
 
-def _statistics(array: Any) -> Vector:
-    return Vector(types.float64 if array.dtype == types.float64 else types.float32)
-
-
-def lanes_of(array: Any) -> int:
-    """Return how many elements of an array make a vector."""
-    raise NotImplementedError
-
-
-def load(array: Any, at: int) -> Any:
-    """Return the elements of an array from an index on as a `Vector`."""
-
-
-def store(array: Any, at: int, vector: Any, past: bool = False) -> None:
-    """Write a `Vector` into an array from an index on, rounded to the nearest even.
-
-    Past the cache if asked to, which takes an address where a line of it starts: a line that is not
-    in the cache is then not read first.
-    """
-
-
-def prefetch(array: Any, at: int) -> None:
-    """Fetch the elements of a vector's size from an index on, or beyond the end, into the cache."""
-
-
-def broadcast(value: Any, array: Any) -> Any:
-    """Return a `Vector` that has a value in every lane, of the size that fits an array."""
-
-
-def total(vector: Any) -> Any:
-    """Return the sum of a vector's values, in whatever order."""
+def _vector_for(array: Any) -> Vector:
+    return Vector(statistics_of(array))
 
 
 def _vector_of(builder: Any, value: Any, kind: Vector) -> Any:
@@ -112,11 +83,13 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -
 
 
 @intrinsic
-def _load(context: Any, array: Any, at: Any) -> Any:
-    kind = _statistics(array)
+def load(context: Any, array: Any, at: Any) -> Any:
+    """Return the elements of an array from an index on as a `Vector`."""
+    kind = _vector_for(array)
     element = array.dtype
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _check(builder, context, signature.args[0], *arguments, kind.lanes)
         pointer = _pointer(context, builder, signature.args[0], *arguments)
         raw = ir.VectorType(pointer.type.pointee, kind.lanes)
         value = builder.load(builder.bitcast(pointer, raw.as_pointer()), align=1)
@@ -149,8 +122,15 @@ def _narrowed(builder: Any, value: Any, raw: Any, element: Any) -> Any:
 
 
 @intrinsic
-def _store(context: Any, array: Any, at: Any, vector: Any, past: Any) -> Any:
+def store(context: Any, array: Any, at: Any, vector: Any, past: Any) -> Any:
+    """Write a `Vector` into an array from an index on, rounded to the nearest even.
+
+    Past the cache if asked to, which takes an address where a line of it starts: a line that is not
+    in the cache is then not read first.
+    """
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _check(builder, context, signature.args[0], *arguments[:2], vector.lanes)
         pointer = _pointer(context, builder, signature.args[0], *arguments[:2])
         raw = ir.VectorType(pointer.type.pointee, vector.lanes)
         value = _narrowed(builder, arguments[2], raw, array.dtype)
@@ -167,8 +147,9 @@ def _store(context: Any, array: Any, at: Any, vector: Any, past: Any) -> Any:
 
 
 @intrinsic
-def _prefetch(context: Any, array: Any, at: Any) -> Any:
-    lines = -(-_statistics(array).lanes * array.dtype.bitwidth // 8 // _LINE)
+def prefetch(context: Any, array: Any, at: Any) -> Any:
+    """Fetch the elements of a vector's size from an index on, or beyond the end, into the cache."""
+    lines = -(-_vector_for(array).lanes * array.dtype.bitwidth // 8 // _LINE)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.bitcast(
@@ -187,8 +168,9 @@ def _prefetch(context: Any, array: Any, at: Any) -> Any:
 
 
 @intrinsic
-def _broadcast(context: Any, value: Any, array: Any) -> Any:
-    kind = _statistics(array)
+def broadcast(context: Any, value: Any, array: Any) -> Any:
+    """Return a `Vector` that has a value in every lane, of the size that fits an array."""
+    kind = _vector_for(array)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _vector_of(builder, arguments[0], kind)
@@ -197,7 +179,9 @@ def _broadcast(context: Any, value: Any, array: Any) -> Any:
 
 
 @intrinsic
-def _total(context: Any, vector: Any) -> Any:
+def total(context: Any, vector: Any) -> Any:
+    """Return the sum of a vector's values, in whatever order."""
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         scalar, value = _llvm(vector.dtype), arguments[0]
         name = f"llvm.vector.reduce.fadd.v{vector.lanes}f{vector.dtype.bitwidth}"
@@ -208,108 +192,61 @@ def _total(context: Any, vector: Any) -> Any:
     return vector.dtype(vector), generate
 
 
-def _operation(emit: Callable[..., Any], result: Callable[[Vector], Any]) -> Any:
-    """Return what applies an instruction to two vectors, the second made of a number if need be."""
-
-    @intrinsic
-    def apply(context: Any, first: Any, second: Any) -> Any:
-        other = second if isinstance(second, Vector) else first.dtype
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            one, two = arguments
-            return emit(builder, one, two if other == first else _vector_of(builder, two, first))
-
-        return result(first)(first, other), generate
-
-    return apply
+@intrinsic
+def lanes_of(context: Any, array: Any) -> Any:
+    """Return how many elements of an array make a vector."""
+    lanes = ir.IntType(64)(_vector_for(array).lanes)
+    return types.intp(array), lambda context, builder, signature, arguments: lanes
 
 
-def _same(vector: Vector) -> Vector:
-    return vector
+def _check(builder: Any, context: Any, array_type: Any, array: Any, at: Any, lanes: int) -> None:
+    """Raise an error, where bounds are checked, if a vector is not all within its array."""
+    if not config.BOUNDSCHECK:
+        return
+    size = builder.load(
+        cgutils.create_struct_proxy(array_type)(context, builder, array)._get_ptr_by_name("nitems")
+    )
+    end = builder.add(at, ir.IntType(64)(lanes))
+    outside = builder.or_(
+        builder.icmp_signed("<", at, ir.IntType(64)(0)), builder.icmp_signed(">", end, size)
+    )
+    with cgutils.if_unlikely(builder, outside):
+        context.call_conv.return_user_exc(
+            builder, IndexError, ("a vector is read or written outside its array",)
+        )
 
 
-def _overload_operator(name: Any, operation: Any) -> None:
-    @overload(name, **WITHIN)
-    def _operator(first, second):
-        if isinstance(first, Vector) and isinstance(second, (Vector, types.Number)):
-            return lambda first, second: operation(first, second)
-        return None
+def _operator(name: Any, emit: Callable[..., Any], result: Callable[[Vector], Any]) -> None:
+    """Let an operator apply an instruction to two vectors, or to one and a number."""
+
+    @infer_global(name)
+    class _Typing(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            first, second = args
+            if isinstance(first, Vector) and isinstance(second, Vector | types.Number):
+                other = second if isinstance(second, Vector) else first.dtype
+                return signature(result(first), first, other)
+            return None
+
+    @lower_builtin(name, Vector, Vector)
+    @lower_builtin(name, Vector, types.Float)
+    def _lower(context: Any, builder: Any, kinds: Any, arguments: Any) -> Any:
+        one, two = arguments
+        vector, other = kinds.args
+        return emit(builder, one, two if other == vector else _vector_of(builder, two, vector))
 
 
 for _name, _emit in (
-    (operator.add, lambda builder, *values: builder.fadd(*values)),
-    (operator.iadd, lambda builder, *values: builder.fadd(*values)),
-    (operator.sub, lambda builder, *values: builder.fsub(*values)),
-    (operator.mul, lambda builder, *values: builder.fmul(*values)),
-):
-    _overload_operator(_name, _operation(_emit, _same))
-for _name, _sign in ((operator.gt, ">"), (operator.le, "<=")):
-    _overload_operator(
+    (operator.add, "fadd"), (operator.iadd, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"),
+):  # fmt: skip
+    _operator(
         _name,
-        _operation(
-            lambda builder, *values, sign=_sign: builder.fcmp_ordered(sign, *values),
-            lambda vector: Mask(vector.lanes),
-        ),
+        lambda builder, *both, emit=_emit: getattr(builder, emit)(*both),
+        lambda vector: vector,
     )
-
-
-@overload(lanes_of, **WITHIN)
-def _lanes_of(array):
-    lanes = _statistics(array).lanes
-    return lambda array: lanes
-
-
-@overload(load, **WITHIN)
-def _load_checked(array, at):
-    lanes = _statistics(array).lanes
-
-    def checked(array, at):
-        if at < 0 or at + lanes > array.size:
-            raise IndexError("a vector is read outside its array")
-        return _load(array, at)
-
-    return checked if _CHECKED else lambda array, at: _load(array, at)
-
-
-@overload(store, **WITHIN)
-def _store_checked(array, at, vector, past=False):
-    lanes = vector.lanes
-
-    def checked(array, at, vector, past=False):
-        if at < 0 or at + lanes > array.size:
-            raise IndexError("a vector is written outside its array")
-        _store(array, at, vector, past)
-
-    if _CHECKED:
-        return checked
-    return lambda array, at, vector, past=False: _store(array, at, vector, past)
-
-
-@overload(prefetch, **WITHIN)
-def _prefetch_any(array, at):
-    return lambda array, at: _prefetch(array, at)
-
-
-@overload(broadcast, **WITHIN)
-def _broadcast_any(value, array):
-    return lambda value, array: _broadcast(value, array)
-
-
-@overload(total, **WITHIN)
-def _total_any(vector):
-    return lambda vector: _total(vector)
-
-
-@overload(zero_like, **WITHIN)
-def _zero_like(value):
-    if isinstance(value, Vector):
-        return lambda value: _zeros(value)
-    return None
-
-
-@intrinsic
-def _zeros(context: Any, vector: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return ir.Constant(context.get_value_type(vector), None)
-
-    return vector(vector), generate
+for _name, _sign in ((operator.gt, ">"), (operator.le, "<=")):
+    _operator(
+        _name,
+        lambda builder, *both, sign=_sign: builder.fcmp_ordered(sign, *both),
+        lambda vector: Mask(vector.lanes),
+    )

@@ -69,10 +69,13 @@ def _handler(address):
     asked[record.ROOM] = room.ctypes.data
     for i in range(1, arguments.size):
         asked[_GIVEN[i - 1]] = ffi.data_of(arguments[i])
-    if kind == LINEAR:
-        asked[record.SLOPE], asked[record.Y] = _ADDRESS_OF_ONE, asked[record.DY]
-    elif kind == KEEPING:
+    if kind == KEEPING:
         asked[record.Y] = asked[record.SCALE]
+    if kind == LINEAR:
+        asked[record.SLOPE] = _ADDRESS_OF_ONE
+    if kind != RECOMPUTING:
+        # Not asked for, but looked at.
+        asked[record.SCALE] = asked[record.SHIFT] = asked[record.PIVOT]
     ffi.run(frame, RUN_PARTS, job)
     ffi.leave(job)
     one, other = np.empty(channels), np.empty(channels)
