@@ -22,7 +22,7 @@ STEP = """
     from homeostat.ops.torch import normalize_batch
     from homeostat.ops.torch.choice import prefers_loops
     x = torch.randn(64, 32, 32, 64, requires_grad=True)
-    assert prefers_loops("last", "float32", "train+", x.numel(), 1)
+    assert prefers_loops("train+", "last", 4, x.numel(), 1)
     import numba
     # Of this process alone, however busy the machine.
     start = time.process_time()

@@ -2,7 +2,7 @@
 
 Each of its lines, the inner elements of one channel, is contiguous. Long lines are divided into
 pieces, by their length alone, and the pieces' sums are merged in their order: the result is the
-same, bit by bit, on any number of threads.
+same, bit by bit, on any number of threads. A piece's last vector overlaps the one before it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from homeostat.kernels.compiled import compiled
-from homeostat.kernels.elements import add, multiply_add, narrow, rounded, widen, zero_of
+from homeostat.kernels.elements import add, choose, multiply_add, narrow, rounded, widen, zero_of
 from homeostat.kernels.rows import activate, behind
-from homeostat.kernels.vectors import broadcast, lanes_of, load, prefetch, store, total
+from homeostat.kernels.vectors import broadcast, lanes_from, lanes_of, load, prefetch, store, total
 
 # The elements that a float32 sum runs over; they stay in the first-level cache.
 SEGMENT = 2048
@@ -52,37 +52,42 @@ def _merged(count, mean, spread, more, its_mean, its_spread):
 
 
 @compiled
-def _mean_of_first(x):
-    """Return the mean of about the first quarter."""
-    lanes = lanes_of(x)
-    if x.size < lanes:
-        rest = zero_of(x)
-        for i in range(x.size):
+def _mean_of_first(x, first, last):
+    """Return the mean of about the first quarter of a segment."""
+    lanes, zero = lanes_of(x), zero_of(x)
+    if last - first < lanes:
+        rest = zero
+        for i in range(first, last):
             rest = add(rest, widen(x[i]))
-        return rounded(rest / x.size, x)
-    quarter = max(1, x.size // (4 * lanes)) * lanes
-    sums = broadcast(zero_of(x), x)
-    for i in range(0, quarter, lanes):
+        return rounded(rest / (last - first), x)
+    quarter = max(1, (last - first) // (4 * lanes)) * lanes
+    sums = broadcast(zero, x)
+    for i in range(first, first + quarter, lanes):
         prefetch(x, i + AHEAD)
         sums += load(x, i)
     return rounded(total(sums) / quarter, x)
 
 
 @compiled
-def _sums_centred(x, pivot):
-    p, s = broadcast(pivot, x), broadcast(zero_of(x), x)
-    q, whole = broadcast(zero_of(x), x), x.size // lanes_of(x) * lanes_of(x)
-    for i in range(0, whole, lanes_of(x)):
-        prefetch(x, i + AHEAD)
-        centred = load(x, i) - p
+def _sums_centred(x, first, last, pivot):
+    """Return the sums of a segment's differences from the pivot and of their squares."""
+    lanes, zero = lanes_of(x), zero_of(x)
+    if x.size < lanes:
+        rest, squares = zero, zero
+        for i in range(first, last):
+            centred = widen(x[i]) - pivot
+            rest = add(rest, centred)
+            squares = add(squares, centred * centred)
+        return rest, squares
+    none, p = broadcast(zero, x), broadcast(pivot, x)
+    s, q = none, none
+    for i in range(first, last, lanes):
+        at = min(i, last - lanes)
+        prefetch(x, at + AHEAD)
+        centred = choose(lanes_from(i - at, x), load(x, at) - p, none)
         s += centred
         q += centred * centred
-    rest, squares = zero_of(x), zero_of(x)
-    for i in range(whole, x.size):
-        centred = widen(x[i]) - pivot
-        rest = add(rest, centred)
-        squares = add(squares, centred * centred)
-    return total(s) + rest, total(q) + squares
+    return total(s), total(q)
 
 
 @compiled
@@ -93,43 +98,50 @@ def piece_moments(x):
     """
     mean, its_spread = 0.0, 0.0
     for first in range(0, x.size, SEGMENT):
-        segment = x[first : first + SEGMENT]
-        pivot = _mean_of_first(segment)
-        sums, squares = _sums_centred(segment, pivot)
-        offset = np.float64(sums) / segment.size
+        last = min(first + SEGMENT, x.size)
+        pivot, size = _mean_of_first(x, first, last), last - first
+        sums, squares = _sums_centred(x, first, last, pivot)
+        offset = np.float64(sums) / size
         more = squares - sums * offset
-        mean, its_spread = _merged(first, mean, its_spread, segment.size, pivot + offset, more)
+        mean, its_spread = _merged(first, mean, its_spread, size, pivot + offset, more)
     return mean, its_spread
 
 
 @compiled
-def _segment_sums(x, dy, y, kept, g_out, writes, first, last, mean, scale, shift, slope, past):
+def _segment_sums(
+    x, dy, y, kept, g_out, writes, first, last, mean, scale, shift, slope, past
+):  # fmt: skip
+    lanes, zero = lanes_of(x), zero_of(x)
+    if x.size < lanes:
+        rest, products = zero, zero
+        for i in range(first, last):
+            centred, g = widen(x[i]) - mean, widen(dy[i])
+            z = widen(y[i]) if kept else multiply_add(centred, scale, shift)
+            g = behind(z, g, slope)
+            if writes:
+                g_out[i] = narrow(g, g_out)
+            rest = add(rest, g)
+            products = add(products, g * centred)
+        return rest, products
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
-    s, q = broadcast(zero_of(x), x), broadcast(zero_of(x), x)
-    whole = first + (last - first) // lanes_of(x) * lanes_of(x)
-    for i in range(first, whole, lanes_of(x)):
-        prefetch(x, i + AHEAD)
-        prefetch(dy, i + AHEAD)
-        centred, g = load(x, i) - p, load(dy, i)
+    none = broadcast(zero, x)
+    s, q = none, none
+    for i in range(first, last, lanes):
+        at = min(i, last - lanes)
+        prefetch(x, at + AHEAD)
+        prefetch(dy, at + AHEAD)
+        centred = load(x, at) - p
         z = multiply_add(centred, a, b)
         if kept:
-            prefetch(y, i + AHEAD)
-            z = load(y, i)
-        g = behind(z, g, slope)
+            prefetch(y, at + AHEAD)
+            z = load(y, at)
+        g = behind(z, load(dy, at), slope)
         if writes:
-            store(g_out, i, g, past)
+            store(g_out, at, g, past)
+        g = choose(lanes_from(i - at, x), g, none)
         s += g
         q += g * centred
-    rest, products = zero_of(x), zero_of(x)
-    for i in range(whole, last):
-        centred, g = widen(x[i]) - mean, widen(dy[i])
-        z = widen(y[i]) if kept else multiply_add(centred, scale, shift)
-        g = behind(z, g, slope)
-        if writes:
-            g_out[i] = narrow(g, g_out)
-        rest = add(rest, g)
-        products = add(products, g * centred)
-    return total(s) + rest, total(q) + products
+    return total(s), total(q)
 
 
 @compiled
@@ -152,20 +164,22 @@ def piece_sums(x, dy, y, kept, g_out, writes, mean, scale, shift, slope, past):
 @compiled
 def apply_piece(x, residual, adds, mean, scale, shift, slope, y, past):
     """Compute y = activation((x - mean) * scale + shift + residual), the residual if it adds."""
+    if x.size < lanes_of(x):
+        for i in range(x.size):
+            z = multiply_add(widen(x[i]) - mean, scale, shift)
+            if adds:
+                z += widen(residual[i])
+            y[i] = narrow(activate(z, slope), y)
+        return
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
-    whole = x.size // lanes_of(x) * lanes_of(x)
-    for i in range(0, whole, lanes_of(x)):
-        prefetch(x, i + AHEAD)
-        z = multiply_add(load(x, i) - p, a, b)
+    for i in range(0, x.size, lanes_of(x)):
+        at = min(i, x.size - lanes_of(x))
+        prefetch(x, at + AHEAD)
+        z = multiply_add(load(x, at) - p, a, b)
         if adds:
-            prefetch(residual, i + AHEAD)
-            z += load(residual, i)
-        store(y, i, activate(z, slope), past)
-    for i in range(whole, x.size):
-        z = multiply_add(widen(x[i]) - mean, scale, shift)
-        if adds:
-            z += widen(residual[i])
-        y[i] = narrow(activate(z, slope), y)
+            prefetch(residual, at + AHEAD)
+            z += load(residual, at)
+        store(y, at, activate(z, slope), past)
 
 
 @compiled
@@ -174,19 +188,22 @@ def gradient_piece(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
 
     z = (x - mean) * scale + shift.
     """
+    if x.size < lanes_of(x):
+        for i in range(x.size):
+            centred, g = widen(x[i]) - mean, widen(dy[i])
+            g = behind(multiply_add(centred, scale, shift), g, slope)
+            rest = multiply_add(by_x, centred, constant)
+            dx[i] = narrow(multiply_add(scale, g, rest), dx)
+        return
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     k, c = broadcast(by_x, x), broadcast(constant, x)
-    whole = x.size // lanes_of(x) * lanes_of(x)
-    for i in range(0, whole, lanes_of(x)):
-        prefetch(x, i + AHEAD)
-        prefetch(dy, i + AHEAD)
-        centred, g = load(x, i) - p, load(dy, i)
-        g = behind(multiply_add(centred, a, b), g, slope)
-        store(dx, i, multiply_add(a, g, multiply_add(k, centred, c)), past)
-    for i in range(whole, x.size):
-        centred, g = widen(x[i]) - mean, widen(dy[i])
-        g = behind(multiply_add(centred, scale, shift), g, slope)
-        dx[i] = narrow(multiply_add(scale, g, multiply_add(by_x, centred, constant)), dx)
+    for i in range(0, x.size, lanes_of(x)):
+        at = min(i, x.size - lanes_of(x))
+        prefetch(x, at + AHEAD)
+        prefetch(dy, at + AHEAD)
+        centred = load(x, at) - p
+        g = behind(multiply_add(centred, a, b), load(dy, at), slope)
+        store(dx, at, multiply_add(a, g, multiply_add(k, centred, c)), past)
 
 
 @compiled

@@ -65,7 +65,7 @@ def _vector_for(array: Any) -> Vector:
     return Vector(statistics_of(array))
 
 
-def _vector_of(builder: Any, value: Any, kind: Vector) -> Any:
+def _vector_of(builder: Any, value: Any, kind: Vector | Mask) -> Any:
     filled = builder.insert_element(
         ir.Constant(ir.VectorType(value.type, kind.lanes), ir.Undefined), value, ir.IntType(32)(0)
     )
@@ -176,6 +176,19 @@ def broadcast(context: Any, value: Any, array: Any) -> Any:
         return _vector_of(builder, arguments[0], kind)
 
     return kind(kind.dtype, array), generate
+
+
+@intrinsic
+def lanes_from(context: Any, first: Any, array: Any) -> Any:
+    """Return the `Mask` of a vector's lanes from one on, of the size that fits an array."""
+    kind = Mask(_vector_for(array).lanes)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        every = ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), list(range(kind.lanes)))
+        wanted = _vector_of(builder, builder.trunc(arguments[0], ir.IntType(32)), kind)
+        return builder.icmp_signed(">=", every, wanted)
+
+    return kind(types.intp, array), generate
 
 
 @intrinsic

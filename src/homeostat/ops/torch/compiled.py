@@ -27,13 +27,12 @@ from homeostat.ops.torch.elements import (
 )
 from homeostat.ops.torch.plain import differentiable_gradients
 
-# What the table of choices calls a dtype, and what the loops call it, which take the bits of what
-# numba does not have.
+# What the loops call a dtype: they take the bits of what numba does not have.
 DTYPES = {
-    torch.float32: ("float32", "float32"),
-    torch.float64: ("float64", "float64"),
-    torch.float16: ("float16", "uint16"),
-    torch.bfloat16: ("bfloat16", "int16"),
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "uint16",
+    torch.bfloat16: "int16",
 }
 
 
@@ -62,9 +61,10 @@ class Memory(NamedTuple):
         memory = _memory(x.shape, x.stride(), layout.channel_axes)
         if memory is None or x.dtype not in DTYPES:
             return None
-        inner, name = memory.shape[2], DTYPES[x.dtype][0]
+        inner = memory.shape[2]
         order = "last" if inner == 1 else "first"
-        return memory if prefers_loops(order, name, purpose, x.numel(), inner) else None
+        wanted = prefers_loops(purpose, order, x.element_size(), x.numel(), inner)
+        return memory if wanted else None
 
     def dense(self, t: Tensor) -> Tensor:
         """Return a tensor of this shape that lies in this order; a copy only if need be."""
@@ -205,7 +205,7 @@ def loop_normalize(
 
 def _batch(x: Tensor, memory: Memory, *options: Any) -> Any:
     loops = _loops()
-    return loops.Batch(DTYPES[x.dtype][1], loops.Shape(*memory.shape), *options)
+    return loops.Batch(DTYPES[x.dtype], loops.Shape(*memory.shape), *options)
 
 
 def _results(x: Tensor, memory: Memory) -> Tensor:
