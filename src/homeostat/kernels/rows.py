@@ -112,19 +112,20 @@ def merge(count, mean, spread, more, its_mean, its_spread):
 
 
 @compiled
-def _moments_of_few(x, rows, mean, spread):
+def _moments_of_few(x, rows, origin, mean, spread):
+    """Compute the moments of rows, the means as differences from an origin of each channel."""
     channels = mean.size
     offset = np.zeros(channels)
     mean[:] = 0
     spread[:] = 0
     for i in range(0, x.size, channels):
         for j in range(channels):
-            mean[j] += widen(x[i + j])
+            mean[j] += widen(x[i + j]) - origin[j]
     for j in range(channels):
         mean[j] /= rows
     for i in range(0, x.size, channels):
         for j in range(channels):
-            centred = widen(x[i + j]) - mean[j]
+            centred = widen(x[i + j]) - origin[j] - mean[j]
             offset[j] += centred
             spread[j] += centred * centred
     for j in range(channels):
@@ -162,12 +163,23 @@ def _strip_moments(x, at, width, rows, slot, pivot, sums, squares):
 
 
 @compiled
+def _merge_block(before, rows, origin, pivot, sums, squares, mean, spread):
+    """Merge a block's moments, the means as differences from an origin."""
+    its_mean, its_spread = np.empty(mean.size), np.empty(mean.size)
+    for j in range(mean.size):
+        offset = np.float64(sums[j]) / rows
+        its_mean[j] = (pivot[j] - origin[j]) + offset
+        its_spread[j] = squares[j] - sums[j] * offset
+    merge(before, mean, spread, rows, its_mean, its_spread)
+
+
+@compiled
 def moments(x, channels, mean, spread):
     """Compute each channel's mean and sum of squared deviations.
 
     Each block of rows is centred on the mean of its first quarter, which is at most the square root
     of three of its standard deviations away from its own: neither a large mean nor an outlier
-    costs digits.
+    costs digits. Blocks are merged by how far their means are from the first row.
 
     Args:
         x: flat, rows of channels, at least one.
@@ -180,8 +192,11 @@ def moments(x, channels, mean, spread):
     strips, visit = _strips(width, lanes), BLOCK // 4
     zero, slots = zero_of(x), strips * lanes
     wide_mean, wide_spread = np.zeros(slots), np.zeros(slots)
-    its_mean, its_spread = np.empty(max(slots, channels)), np.empty(max(slots, channels))
     pivot, sums, squares = _aligned(slots, zero), _aligned(slots, zero), _aligned(slots, zero)
+    origin = np.empty(slots)
+    for j in range(slots):
+        column = _start(j // lanes, width, lanes) + j % lanes
+        origin[j] = widen(x[column % channels])
     whole = x.size // (4 * width) * 4
     for block in range(0, whole, BLOCK):
         rows = min(BLOCK, whole - block)
@@ -194,24 +209,21 @@ def moments(x, channels, mean, spread):
                 if first == block:
                     store(pivot, strip * lanes, _strip_mean(x, at, width, its_rows), False)
                 _strip_moments(x, at, width, its_rows, strip * lanes, pivot, sums, squares)
-        for j in range(slots):
-            offset = np.float64(sums[j]) / rows
-            its_mean[j] = pivot[j] + offset
-            its_spread[j] = squares[j] - sums[j] * offset
-        merge(block, wide_mean, wide_spread, rows, its_mean, its_spread)
-    if slots >= width >= lanes:
-        wide_mean = _closed_up(wide_mean, width, lanes)
-        wide_spread = _closed_up(wide_spread, width, lanes)
+        _merge_block(block, rows, origin, pivot, sums, squares, wide_mean, wide_spread)
+    wide_mean = _closed_up(wide_mean, width, lanes)
+    wide_spread = _closed_up(wide_spread, width, lanes)
     mean[:] = 0
     spread[:] = 0
     for i in range(times if whole else 0):
         one = slice(i * channels, (i + 1) * channels)
         merge(i * whole, mean, spread, whole, wide_mean[one], wide_spread[one])
     rest = (x.size - whole * width) // channels
+    origin = _closed_up(origin, width, lanes)[:channels]
     if rest:
-        its_mean, its_spread = its_mean[:channels], its_spread[:channels]
-        _moments_of_few(x[whole * width :], rest, its_mean, its_spread)
+        its_mean, its_spread = np.empty(channels), np.empty(channels)
+        _moments_of_few(x[whole * width :], rest, origin, its_mean, its_spread)
         merge(whole * times, mean, spread, rest, its_mean, its_spread)
+    mean += origin
 
 
 @compiled
