@@ -109,12 +109,12 @@ def _accuracy(
 
 
 def _train(job: TrainingJob, columns: Sequence[Column], where: Environment) -> Iterator[Row]:
-    from homeostat.bench.training import NORMS, TrainingStep
+    from homeostat.bench.training import CHANGES, TrainingStep
 
     steps: dict[str, TrainingStep] = {}
     unmeasured: list[Row] = []
     for column in columns:
-        if column.name not in NORMS:
+        if column.name not in CHANGES:
             continue
         step, state, note = _try(column, lambda name=column.name: _checked_step(job, name))
         if step is None:

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from homeostat.bench.networks import NETWORKS, Native, Norm
-from homeostat.bench.torch import our_module
+from homeostat.bench.networks import NETWORKS
 from homeostat.bench.torch_saved import saved_bytes
+from homeostat.torch import convert
 
 # Through a deep network rounding grows, and flips a ReLU here and there.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 3e-2
 
 
-def _ours(channels: int, activation: str | None) -> nn.Module:
-    return our_module(4)(channels, activation=activation)
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
 
 
-NORMS: dict[str, Norm] = {"torch": Native, "homeostat.torch": _ours}
-"""The columns whose batch norms networks are trained with."""
+def _converted(model: nn.Module) -> nn.Module:
+    return convert(model).model
+
+
+CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "torch": _as_it_is,
+    "homeostat.torch": _converted,
+}
+"""What each column does to a network before it trains it."""
 
 
 class TrainingStep:
-    """One network with one batch norm, images, labels and gradient descent.
+    """One network, images, labels and gradient descent.
 
     Every column's network starts from the same weights and sees the same images.
 
     Args:
         network: a name of `NETWORKS`.
-        column: a name of `NORMS`.
+        column: a name of `CHANGES`.
         layout: ``"NHWC"`` or ``"NCHW"``, how images and activations lie in memory.
         batch: images in a step.
     """
 
     def __init__(self, network: str, column: str, layout: str, batch: int) -> None:
         self._network, self._layout, self._batch = network, layout, batch
-        self._model = self._build(NORMS[column])
+        self._model = self._build(CHANGES[column])
         self._images, self._labels = self._data()
         self._optimizer = torch.optim.SGD(self._model.parameters(), 0.01)
 
@@ -56,7 +65,7 @@ class TrainingStep:
 
     def fault(self) -> str | None:
         """Return what is wrong with the first step's loss or gradients, or None."""
-        exact = self._build(Native).double()
+        exact = self._build(_as_it_is).double()
         wanted = self._gradients(exact, self._images.double())
         found = self._gradients(self._model, self._images)
         if not abs(found[0] - wanted[0]) <= LOSS_TOLERANCE * abs(wanted[0]):
@@ -64,10 +73,10 @@ class TrainingStep:
         off = torch.linalg.vector_norm(found[1] - wanted[1]) / torch.linalg.vector_norm(wanted[1])
         return None if off <= GRADIENT_TOLERANCE else f"error {float(off):.1e} in the gradients"
 
-    def _build(self, norm: Norm) -> nn.Module:
+    def _build(self, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
         torch.manual_seed(0)
-        model = NETWORKS[self._network].build(norm)
-        return model.to(memory_format=self._format)
+        model = NETWORKS[self._network].build()
+        return change(model.to(memory_format=self._format))
 
     @property
     def _format(self) -> Any:
