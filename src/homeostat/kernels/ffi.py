@@ -28,6 +28,8 @@ ERROR_DESTROY, SCHEDULE, NUM_THREADS = 8, 17, 18
 # Words of a job, which threads share: the next part to take, the parts done, the threads that may
 # still look at it, and the number of parts. What follows is the task's own.
 NEXT, DONE, HOLDERS, PARTS, OWN = 0, 1, 2, 3, 4
+# How many parts a thread must have to do.
+WORTH_WAKING = 4
 
 _WORD = ir.IntType(64)
 
@@ -125,7 +127,7 @@ def run(frame, task, address):
         api = words(frame[API], NUM_THREADS + 1)
         threads = np.ones(1, np.int64)
         error = _request(api[NUM_THREADS], frame[CONTEXT], threads.ctypes.data, 0)
-        helpers = min(threads[0], parts) - 1
+        helpers = min(threads[0], parts // WORTH_WAKING) - 1
         for _ in range(helpers):
             if error == 0:
                 fetch_add(address + 8 * HOLDERS, 1)

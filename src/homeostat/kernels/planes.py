@@ -20,7 +20,7 @@ SEGMENT = 2048
 AHEAD = 1024
 # The elements of a piece, and of a part, which is worth sharing with another thread.
 PIECE_ELEMENTS = 2**16
-PART_ELEMENTS = 2**17
+PART_ELEMENTS = 2**16
 
 
 @compiled

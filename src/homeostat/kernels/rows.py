@@ -25,7 +25,7 @@ AHEAD = 2048
 # The rows that a float32 sum runs over.
 BLOCK = 32
 # The elements of a part, enough to be worth sharing with another thread, and the most parts.
-PART_ELEMENTS = 2**18
+PART_ELEMENTS = 2**16
 MOST_PARTS = 64
 
 

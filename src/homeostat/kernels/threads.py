@@ -23,6 +23,9 @@ _NEXT, _PARTS, _FUNCTION, _RECORD, _JOB_WORDS = range(5)
 # the record, the number of steps, and behind it function and parts of each.
 _OPENMP, _RUN_PARTS, _THREADS, _OF_RECORD, _STEPS, _FIRST = range(6)
 
+# How many parts a thread of our own must have to do: they wait asleep, OpenMP's do not.
+_WORTH_WAKING = 4
+
 _pool: ThreadPoolExecutor | None = None
 # The address of GOMP_parallel(function, data, threads, flags), or 0. It is libgomp's, and LLVM's
 # and Intel's OpenMP have it too.
@@ -100,7 +103,7 @@ def run(steps: tuple[tuple[int, int], ...], record: Any, threads: int) -> None:
         return
     for function, parts in steps:
         job = (ctypes.c_int64 * _JOB_WORDS)(0, parts, function, address)
-        _share(ctypes.addressof(job), min(threads, parts) - 1)
+        _share(ctypes.addressof(job), min(threads, parts // _WORTH_WAKING) - 1)
 
 
 def _share(job: int, number: int) -> None:
