@@ -68,6 +68,6 @@ def test_warmup_refuses_what_it_does_not_know() -> None:
 
 def test_what_was_kept_by_another_version_is_not_used() -> None:
     """Numba sees one file change; the loops' names hold a digest of all of them."""
-    from homeostat.kernels import compiled, rows
+    from homeostat.kernels import compiled, sums
 
-    assert rows.moments.py_func.__qualname__ == f"moments-{compiled._VERSION}"
+    assert sums.moments.py_func.__qualname__ == f"moments-{compiled._VERSION}"

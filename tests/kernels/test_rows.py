@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba", reason="the CPU kernels need numba")
-loops = pytest.importorskip("homeostat.kernels.rows")
+loops = pytest.importorskip("homeostat.kernels.sums")
+strips = pytest.importorskip("homeostat.kernels.strips")
 
 # Wide rows that are whole, that leave a rest, that are one row, less than four of them, and more
 # than one block.
@@ -101,9 +102,9 @@ def test_a_slope_of_0_stops_what_is_not_finite() -> None:
 
 @pytest.mark.parametrize(("rows", "channels"), [(1, 1), (10**6, 64), (128, 1024), (10**7, 3)])
 def test_parts_cover_the_rows(rows: int, channels: int) -> None:
-    size = loops.rows_per_part(rows, channels)
+    size = strips.rows_per_part(rows, channels)
     parts = -(-rows // size)
-    assert 1 <= parts <= loops.MOST_PARTS
+    assert 1 <= parts <= strips.MOST_PARTS
     assert size % 4 == 0
-    if rows * channels >= 4 * loops.PART_ELEMENTS:
+    if rows * channels >= 4 * strips.PART_ELEMENTS:
         assert parts > 1

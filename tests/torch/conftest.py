@@ -20,7 +20,7 @@ def rng() -> np.random.Generator:
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether small inputs take their own, short way, or that of large ones."""
     if request.param == "large":
-        monkeypatch.setattr("homeostat.torch.small.SMALL", -1)
+        monkeypatch.setattr("homeostat.torch.small.has_few_elements", lambda x: False)
     return request.param
 
 

@@ -16,7 +16,6 @@ from homeostat.torch import convert
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 3e-2
 
 
-
 def _as_it_is(model: nn.Module) -> nn.Module:
     return model
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from homeostat.kernels import channels as between
-from homeostat.kernels import cpu, planes, rows
+from homeostat.kernels import cpu, planes, strips
 from homeostat.kernels import record as fields
 from homeostat.kernels.threads import run
 
@@ -38,7 +38,7 @@ def parts_and_room(shape: Shape) -> tuple[int, int]:
     """Return what threads share, and how many numbers the sums of all parts take."""
     outer, channels, inner = shape
     if inner == 1:
-        parts = -(-outer // rows.rows_per_part(outer, channels))
+        parts = -(-outer // strips.rows_per_part(outer, channels))
         return parts, 2 * parts * channels
     pieces = outer * channels * planes.pieces_per_line(inner)
     return -(-pieces // planes.pieces_per_part(inner)), 2 * pieces

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from homeostat.kernels import planes, rows
+from homeostat.kernels import planes, strips, sums
 from homeostat.kernels.addresses import float64s
 from homeostat.kernels.compiled import compiled
 from homeostat.kernels.record import (
@@ -42,9 +42,9 @@ def _merge(record, one, other):
     are_moments = f[DY] == 0
     outer, channels, inner = f[OUTER], f[CHANNELS], f[INNER]
     if inner == 1:
-        parts = -(-outer // rows.rows_per_part(outer, channels))
+        parts = -(-outer // strips.rows_per_part(outer, channels))
         room = float64s(f[ROOM], 2 * parts * channels)
-        rows.merge_parts(outer, channels, room, are_moments, one, other)
+        sums.merge_parts(outer, channels, room, are_moments, one, other)
     else:
         room = float64s(f[ROOM], 2 * outer * channels * planes.pieces_per_line(inner))
         planes.merge_pieces(outer, channels, inner, room, are_moments, one, other)

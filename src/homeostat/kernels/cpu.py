@@ -8,7 +8,7 @@ from typing import Any
 
 from numba import types
 
-from homeostat.kernels import planes, rows
+from homeostat.kernels import outputs, planes, strips, sums
 from homeostat.kernels.addresses import float64s
 from homeostat.kernels.compiled import c_function, compiled
 from homeostat.kernels.record import (
@@ -61,7 +61,7 @@ def _coefficients(record):
 @compiled
 def _rows_bounds(record, part):
     f = fields_of(record)
-    return rows.bounds(part, f[OUTER] * f[CHANNELS], f[CHANNELS])
+    return strips.bounds(part, f[OUTER] * f[CHANNELS], f[CHANNELS])
 
 
 @compiled
@@ -76,7 +76,7 @@ def rows_moments(record, part):
     first, last = _rows_bounds(record, part)
     one, other = _rows_room(record, part)
     x = element_array(record, X, first, last)
-    rows.moments(x, fields_of(record)[CHANNELS], one, other)
+    sums.moments(x, fields_of(record)[CHANNELS], one, other)
     return 0
 
 
@@ -91,7 +91,7 @@ def rows_sums(record, part):
     kept, writes = f[Y] != 0, f[G] != 0
     y = element_array(record, Y if kept else DY, first, last)
     g, past = element_array(record, G if writes else DY, first, last), f[PAST] != 0
-    rows.gradient_sums(x, dy, y, kept, g, writes, p, a, b, slope, one, other, past)
+    sums.gradient_sums(x, dy, y, kept, g, writes, p, a, b, slope, one, other, past)
     return 0
 
 
@@ -103,7 +103,7 @@ def rows_apply(record, part):
     f = fields_of(record)
     adds = f[RESIDUAL] != 0
     residual = element_array(record, RESIDUAL if adds else X, first, last)
-    rows.apply(x, residual, adds, p, a, b, slope, y, f[PAST] != 0)
+    outputs.apply(x, residual, adds, p, a, b, slope, y, f[PAST] != 0)
     return 0
 
 
@@ -117,7 +117,7 @@ def rows_gradient(record, part):
     k, c = channel_values(record, BY_X), channel_values(record, CONSTANT)
     # g is behind the activation already.
     slope = slope if f[Y] == 0 else slope * 0 + 1
-    rows.gradient(x, g, p, a, b, slope, k, c, dx, f[PAST] != 0)
+    outputs.gradient(x, g, p, a, b, slope, k, c, dx, f[PAST] != 0)
     return 0
 
 

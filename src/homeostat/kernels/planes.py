@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from homeostat.kernels.activation import activate, behind
 from homeostat.kernels.compiled import compiled
 from homeostat.kernels.elements import add, choose, multiply_add, narrow, rounded, widen, zero_of
-from homeostat.kernels.rows import activate, behind
 from homeostat.kernels.vectors import broadcast, lanes_from, lanes_of, load, prefetch, store, total
 
 # The elements that a float32 sum runs over; they stay in the first-level cache.
@@ -94,7 +94,7 @@ def _sums_centred(x, first, last, pivot):
 def piece_moments(x):
     """Return the mean and the sum of squared deviations.
 
-    Each segment is centred on the mean of its first quarter, see `rows.moments`.
+    Each segment is centred on the mean of its first quarter, see `sums.moments`.
     """
     mean, its_spread = 0.0, 0.0
     for first in range(0, x.size, SEGMENT):

@@ -13,7 +13,7 @@ import numpy as np
 from numba import cfunc, types
 
 from homeostat.errors import HomeostatWarning
-from homeostat.kernels import cpu, ffi, record, rows
+from homeostat.kernels import cpu, ffi, record, strips, sums
 from homeostat.kernels.addresses import call, float32s, words
 
 Array = Any
@@ -58,7 +58,7 @@ def _handler(address):
     result = words(frame[ffi.RESULTS], 1)[0]
     channels = ffi.elements_of(result) // 2
     count = ffi.elements_of(arguments[1]) // channels
-    parts = -(-count // rows.rows_per_part(count, channels))
+    parts = -(-count // strips.rows_per_part(count, channels))
     room = np.empty(2 * channels * parts, np.float64)
     job = ffi.new_job(parts, 1 + record.WORDS)
     own = words(job + 8 * ffi.OWN, 1 + record.WORDS)
@@ -79,7 +79,7 @@ def _handler(address):
     ffi.run(frame, RUN_PARTS, job)
     ffi.leave(job)
     one, other = np.empty(channels), np.empty(channels)
-    rows.merge_parts(count, channels, room, kind == MOMENTS, one, other)
+    sums.merge_parts(count, channels, room, kind == MOMENTS, one, other)
     results = float32s(ffi.data_of(result), 2 * channels)
     for c in range(channels):
         results[c] = one[c]

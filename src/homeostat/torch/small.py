@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from homeostat.ops.torch.elements import transformed
-from homeostat.ops.torch.small import SMALL, small_inference, small_step
+from homeostat.ops.torch.small import is_small as has_few_elements
+from homeostat.ops.torch.small import small_inference, small_step
 
 Tensor = torch.Tensor
 
@@ -16,7 +17,7 @@ def is_small(bn: Any, x: Tensor, residual: Tensor | None) -> bool:
     """Return whether an input is small, and dtypes, shapes and device are the ordinary ones."""
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
-    if x.numel() > SMALL or x.device.type != "cpu":
+    if not has_few_elements(x) or x.device.type != "cpu":
         return False
     shape, dtype, mean = x.shape, x.dtype, bn.running_mean
     if (
