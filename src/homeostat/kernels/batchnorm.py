@@ -16,13 +16,16 @@ import numpy as np
 from homeostat.kernels import channels as between
 from homeostat.kernels import cpu, planes, strips
 from homeostat.kernels import record as fields
-from homeostat.kernels.threads import run
+from homeostat.kernels.threads import Steps, run
 
 Array = Any
 
 # Bytes of an output from which on it is written past the cache: by the time that it is read again,
 # something else would have taken its place.
 LEAST_PAST = 2**23
+
+_GIVEN = ("coefficients", "apply")
+_TRAINING = ("moments", "merge_moments", *_GIVEN)
 
 
 class Shape(NamedTuple):
@@ -33,7 +36,6 @@ class Shape(NamedTuple):
     inner: int
 
 
-@functools.lru_cache(maxsize=1024)
 def parts_and_room(shape: Shape) -> tuple[int, int]:
     """Return what threads share, and how many numbers the sums of all parts take."""
     outer, channels, inner = shape
@@ -62,18 +64,26 @@ class Batch:
     def __init__(
         self, dtype: str, shape: Shape, epsilon: float = 0.0, slope: float | None = None
     ) -> None:
-        self.dtype, self.shape, self.slope = dtype, shape, slope
-        # Of each channel mean, variance, inverse and offset, then epsilon.
-        self._doubles = np.empty(4 * shape.channels + 1)
-        self._doubles[-1] = epsilon
-        # Of each channel pivot, scale and shift, then the slope, where 1 is no activation.
-        self._values = np.empty(3 * shape.channels + 1, statistics_dtype(dtype))
-        self._values[-1] = 1.0 if slope is None else slope
+        self._plan, self._linear, channels = _plan(dtype, shape), slope is None, shape.channels
+        # Epsilon, the slope, where 1 is no activation, and of each channel mean, variance, inverse
+        # and offset; pivot, scale and shift, which may be shorter.
+        self._kept = np.empty(2 + 7 * channels)
+        self._kept[0], self._kept[1] = epsilon, 1.0 if slope is None else slope
+        self._record = record = self._plan.record()
+        address, step = self._kept.ctypes.data, 8 * channels
+        record[fields.EPSILON], record[fields.SLOPE] = address, address + 8
+        record[fields.MEAN], record[fields.VARIANCE] = address + 16, address + 16 + step
+        record[fields.INVERSE] = address + 16 + 2 * step
+        record[fields.OFFSET] = address + 16 + 3 * step
+        address, step = address + 16 + 4 * step, self._plan.step
+        record[fields.PIVOT], record[fields.SCALE] = address, address + step
+        record[fields.SHIFT] = address + 2 * step
 
     @property
     def moments(self) -> Array:
         """Mean and variance, float64, (2, channels): to be given, or found."""
-        return self._doubles[: 2 * self.shape.channels].reshape(2, -1)
+        channels = self._record[fields.CHANNELS]
+        return self._kept[2 : 2 + 2 * channels].reshape(2, channels)
 
     def find_moments(self, x: int, results: int, threads: int) -> None:
         """Compute each channel's mean and population variance.
@@ -86,7 +96,9 @@ class Batch:
             results: of the statistics' dtype, (2, channels), written, or 0.
             threads: how many may run.
         """
-        self._run(("moments", "merge_moments"), threads, {fields.X: x, fields.RESULTS: results})
+        record = self._copy()
+        record[fields.X] = x
+        self._run(("moments", "merge_moments"), record, results, threads)
 
     def normalize(
         self, x: int, residual: int, y: int, gamma: int, beta: int, results: int, threads: int
@@ -103,16 +115,16 @@ class Batch:
                 has been filled.
             threads: how many may run.
         """
-        given = {
-            fields.X: x, fields.RESIDUAL: residual, fields.OUT: y, fields.GAMMA: gamma,
-            fields.BETA: beta, fields.RESULTS: results,
-        }  # fmt: skip
-        moments = ("moments", "merge_moments") if results else ()
-        self._run((*moments, "coefficients", "apply"), threads, given)
+        record = self._copy()
+        record[fields.X], record[fields.RESIDUAL], record[fields.OUT] = x, residual, y
+        record[fields.GAMMA], record[fields.BETA] = gamma, beta
+        self._run(_TRAINING if results else _GIVEN, record, results, threads)
 
     def apply(self, x: int, y: int, threads: int) -> None:
         """Compute y again as `normalize` did, without a residual."""
-        self._run(("apply",), threads, {fields.X: x, fields.OUT: y})
+        record = self._copy()
+        record[fields.X], record[fields.OUT] = x, y
+        self._run(("apply",), record, 0, threads)
 
     def gradients(
         self, x: int, dy: int, y: int, dx: int, g: int, results: int, threads: int
@@ -134,57 +146,64 @@ class Batch:
             results: of the statistics' dtype, (2, channels), dgamma and dbeta, written.
             threads: how many may run.
         """
+        channels, record = self._plan.shape.channels, self._copy()
+        record[fields.X], record[fields.DY], record[fields.OUT] = x, dy, dx
         # Without an activation no sign matters: any of the arrays will do for it.
-        sign = dy if self.slope is None else y
-        sums = np.empty(2 * self.shape.channels)
-        changes = np.empty(2 * self.shape.channels, self._values.dtype)
-        given = {
-            fields.X: x, fields.DY: dy, fields.Y: sign, fields.OUT: dx, fields.G: g,
-            fields.RESULTS: results,
-            **self._addresses((fields.SUM_G, fields.SUM_CENTRED), sums),
-            **self._addresses((fields.BY_X, fields.CONSTANT), changes),
-        }  # fmt: skip
-        self._run(("sums", "merge_sums", "gradient"), threads, given)
+        record[fields.Y], record[fields.G] = dy if self._linear else y, g
+        sums = np.empty(4 * channels)
+        address = sums.ctypes.data
+        record[fields.SUM_G], record[fields.SUM_CENTRED] = address, address + 8 * channels
+        address += 16 * channels
+        record[fields.BY_X], record[fields.CONSTANT] = address, address + self._plan.step
+        self._run(("sums", "merge_sums", "gradient"), record, results, threads)
 
-    def _run(self, names: tuple[str, ...], threads: int, given: dict[int, int]) -> None:
-        """Run steps by their names, of the buffers given by their fields in a record."""
-        shape = self.shape
-        room = np.empty(parts_and_room(shape)[1])
-        kept = (fields.MEAN, fields.VARIANCE, fields.INVERSE, fields.OFFSET, fields.EPSILON)
-        given |= {
-            fields.OUTER: shape.outer, fields.CHANNELS: shape.channels, fields.INNER: shape.inner,
-            fields.ROOM: room.ctypes.data,
-            **self._addresses(kept, self._doubles),
-            **self._addresses(
-                (fields.PIVOT, fields.SCALE, fields.SHIFT, fields.SLOPE), self._values
-            ),
-        }  # fmt: skip
-        step = self.shape.channels * self._values.itemsize
-        given[fields.MORE_RESULTS] = given.get(fields.RESULTS, 0) + step
-        on_lines = not (given.get(fields.OUT, 0) | given.get(fields.G, 0)) % 64
-        given[fields.PAST] = on_lines and _leaves_the_cache(self.dtype, shape)
-        run(_steps(names, self.dtype, shape), fields.record_of(given), threads)
+    def _copy(self) -> Any:
+        return type(self._record).from_buffer_copy(self._record)
 
-    def _addresses(self, names: tuple[int, ...], array: Array) -> dict[int, int]:
-        """Return the addresses of channels that follow each other in an array, by fields."""
-        first, step = array.ctypes.data, self.shape.channels * array.itemsize
-        return {name: first + i * step for i, name in enumerate(names)}
+    def _run(self, names: tuple[str, ...], record: Any, results: int, threads: int) -> None:
+        """Run steps by their names, of the buffers in a record."""
+        plan = self._plan
+        room = np.empty(plan.room)
+        record[fields.ROOM] = room.ctypes.data
+        record[fields.RESULTS], record[fields.MORE_RESULTS] = results, results + plan.step
+        on_lines = (record[fields.OUT] | record[fields.G]) % 64 == 0
+        record[fields.PAST] = plan.leaves_the_cache and on_lines
+        run(plan.steps(names), record, threads)
 
 
-@functools.lru_cache(maxsize=1024)
-def _leaves_the_cache(dtype: str, shape: Shape) -> bool:
-    size = np.dtype(dtype).itemsize
-    outer, channels, inner = shape
-    line = channels if inner == 1 else inner
-    return outer * channels * inner * size >= LEAST_PAST and line * size % 64 == 0
+class _Plan:
+    """What all batches of a dtype and a shape share.
 
+    Args:
+        dtype: of the elements.
+        shape: how the buffers are divided.
+    """
 
-@functools.lru_cache(maxsize=1024)
-def _steps(names: tuple[str, ...], dtype: str, shape: Shape) -> tuple[tuple[int, int], ...]:
-    order = "rows" if shape.inner == 1 else "planes"
-    parts, steps = parts_and_room(shape)[0], []
-    for name in names:
+    def __init__(self, dtype: str, shape: Shape) -> None:
+        self.dtype, self.shape = dtype, shape
+        self.parts, self.room = parts_and_room(shape)
+        # The bytes of all channels' values.
+        self.step = shape.channels * np.dtype(statistics_dtype(dtype)).itemsize
+        size, line = np.dtype(dtype).itemsize, shape.inner if shape.inner > 1 else shape.channels
+        elements = shape.outer * shape.channels * shape.inner
+        self.leaves_the_cache = elements * size >= LEAST_PAST and line * size % 64 == 0
+        self._steps: dict[tuple[str, ...], Steps] = {}
+
+    def record(self) -> Any:
+        """Return a record that has the sizes."""
+        return fields.Record(*self.shape)
+
+    def steps(self, names: tuple[str, ...]) -> Steps:
+        """Return steps by their names."""
+        if names not in self._steps:
+            self._steps[names] = Steps([self._step(name) for name in names])
+        return self._steps[names]
+
+    def _step(self, name: str) -> tuple[int, int]:
+        order = "rows" if self.shape.inner == 1 else "planes"
         loop = getattr(cpu, f"{order}_{name}", None)
-        function = cpu.c_function_of(loop or getattr(between, name), dtype)
-        steps.append((function.address, parts if loop else 1))
-    return tuple(steps)
+        function = cpu.c_function_of(loop or getattr(between, name), self.dtype)
+        return function.address, self.parts if loop else 1
+
+
+_plan = functools.lru_cache(maxsize=1024)(_Plan)

@@ -25,14 +25,13 @@ from homeostat.kernels.record import (
     ROOM,
     SCALE,
     SHIFT,
-    SLOPE,
     G,
     X,
     Y,
     channel_values,
     element_array,
     fields_of,
-    number,
+    slope_of,
 )
 
 
@@ -52,7 +51,7 @@ def c_function_of(function: Callable[..., int], dtype: str) -> Any:
 def _coefficients(record):
     """Return pivot, scale, shift and the slope."""
     p, a = channel_values(record, PIVOT), channel_values(record, SCALE)
-    return p, a, channel_values(record, SHIFT), number(record, SLOPE)
+    return p, a, channel_values(record, SHIFT), slope_of(record)
 
 
 # Rows.

@@ -21,27 +21,19 @@ from homeostat.kernels.addresses import array_at
 OUTER, CHANNELS, INNER, PAST = range(4)
 # Elements: what comes in, what goes out.
 X, RESIDUAL, Y, DY, OUT, G = range(4, 10)
-# Values of each channel, and one: the activation's slope for negative values.
-PIVOT, SCALE, SHIFT, BY_X, CONSTANT, GAMMA, BETA, SLOPE = range(10, 18)
+# Values of each channel.
+PIVOT, SCALE, SHIFT, BY_X, CONSTANT, GAMMA, BETA = range(10, 17)
 # Values of each channel that go out: mean and variance, or the gradients of gamma and beta.
-RESULTS, MORE_RESULTS = range(18, 20)
-# float64: epsilon; room for the sums of all parts; and of each channel mean and variance,
-# 1 / sqrt(variance + epsilon), what rounding the mean to the pivot left, and the sums of g and
-# g * (x - pivot).
-EPSILON, ROOM, MEAN, VARIANCE, INVERSE, OFFSET, SUM_G, SUM_CENTRED = range(20, 28)
+RESULTS, MORE_RESULTS = range(17, 19)
+# float64: epsilon and the activation's slope for negative values; room for the sums of all parts;
+# and of each channel mean and variance, 1 / sqrt(variance + epsilon), what rounding the mean to the
+# pivot left, and the sums of g and g * (x - pivot).
+EPSILON, SLOPE, ROOM, MEAN, VARIANCE, INVERSE, OFFSET, SUM_G, SUM_CENTRED = range(19, 28)
 WORDS = 28
 
 
-def record_of(fields: dict[int, int]) -> Any:
-    """Return a record, whose address is `ctypes.addressof`.
-
-    Args:
-        fields: words by their place.
-    """
-    record = (ctypes.c_int64 * WORDS)()
-    for field, word in fields.items():
-        record[field] = word
-    return record
+Record = ctypes.c_int64 * WORDS
+"""A record, whose address is `ctypes.addressof`; what is not given is 0."""
 
 
 def _word(builder: Any, record: Any, field: Any) -> Any:
@@ -99,12 +91,13 @@ channel_values, channel_doubles = _channels(_values_type), _channels(lambda reco
 
 
 @intrinsic
-def number(context: Any, record: Any, field: Any) -> Any:
-    """Return the value in a field that has one alone."""
+def slope_of(context: Any, record: Any) -> Any:
+    """Return the activation's slope, as a channel's value is."""
     kind = _values_type(record)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        wanted = context.get_value_type(kind).as_pointer()
-        return builder.load(builder.inttoptr(_word(builder, *arguments), wanted))
+        address = _word(builder, arguments[0], ir.IntType(64)(SLOPE))
+        slope = builder.load(builder.inttoptr(address, ir.DoubleType().as_pointer()))
+        return slope if kind == types.float64 else builder.fptrunc(slope, ir.FloatType())
 
-    return kind(record, types.intp), generate
+    return kind(record), generate

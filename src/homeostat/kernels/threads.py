@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,9 +20,9 @@ from homeostat.kernels.compiled import c_function
 
 # What threads share: the next part to take, how many there are, what computes one, and of what.
 _NEXT, _PARTS, _FUNCTION, _RECORD, _JOB_WORDS = range(5)
-# What one thread runs: GOMP_parallel and the function of its threads, or 0, how many they may be,
-# the record, the number of steps, and behind it function and parts of each.
-_OPENMP, _RUN_PARTS, _THREADS, _OF_RECORD, _STEPS, _FIRST = range(6)
+# What one thread runs: GOMP_parallel, the function of its threads, how many they may be, the record,
+# the number of steps, and where function and parts of each are.
+_OPENMP, _RUN_PARTS, _THREADS, _OF_RECORD, _COUNT, _STEPS, _PROGRAM_WORDS = range(7)
 
 # How many parts a thread of our own must have to do: they wait asleep, OpenMP's do not.
 _WORTH_WAKING = 4
@@ -69,10 +70,10 @@ def _run_parts(address):
 @c_function(types.void(types.intp))
 def _run_steps(address):
     """Run the steps at an address one after the other, each on OpenMP's threads."""
-    head = words(address, _FIRST)
-    steps = words(address + 8 * _FIRST, 2 * head[_STEPS])
+    head = words(address, _PROGRAM_WORDS)
+    steps = words(head[_STEPS], 2 * head[_COUNT])
     job = np.empty(_JOB_WORDS, np.int64)
-    for i in range(head[_STEPS]):
+    for i in range(head[_COUNT]):
         function, parts = steps[2 * i], steps[2 * i + 1]
         threads = min(head[_THREADS], parts)
         if threads > 1:
@@ -86,23 +87,42 @@ def _run_steps(address):
     job[0] = 0
 
 
-def run(steps: tuple[tuple[int, int], ...], record: Any, threads: int) -> None:
+class Steps:
+    """Steps that `run` runs one after the other.
+
+    Args:
+        steps: of each the address of a C function of a record and a part's number, and how many
+            parts there are.
+    """
+
+    def __init__(self, steps: Sequence[tuple[int, int]]) -> None:
+        self.each = tuple(steps)
+        self._words = (ctypes.c_int64 * (2 * len(steps)))(
+            *(word for step in steps for word in step)
+        )
+        self.address = ctypes.addressof(self._words)
+
+
+_Program, _Job = ctypes.c_int64 * _PROGRAM_WORDS, ctypes.c_int64 * _JOB_WORDS
+
+
+def run(steps: Steps, record: Any, threads: int) -> None:
     """Run steps one after the other, the parts of each on this thread and on others.
 
     Args:
-        steps: the address of a C function of a record and a part's number, and how many parts.
+        steps: what to run.
         record: what they are to compute.
         threads: how many threads may run, this one included.
     """
     address = ctypes.addressof(record)
     if threads == 1 or _openmp:
-        flat = [word for step in steps for word in step]
-        head = (_openmp, _run_parts.address, threads, address, len(steps))
-        program = (ctypes.c_int64 * (_FIRST + len(flat)))(*head, *flat)
+        program = _Program(
+            _openmp, _run_parts.address, threads, address, len(steps.each), steps.address
+        )
         _run_steps.ctypes(ctypes.addressof(program))
         return
-    for function, parts in steps:
-        job = (ctypes.c_int64 * _JOB_WORDS)(0, parts, function, address)
+    for function, parts in steps.each:
+        job = _Job(0, parts, function, address)
         _share(ctypes.addressof(job), min(threads, parts // _WORTH_WAKING) - 1)
 
 

@@ -14,7 +14,7 @@ from numba import cfunc, types
 
 from homeostat.errors import HomeostatWarning
 from homeostat.kernels import cpu, ffi, record, strips, sums
-from homeostat.kernels.addresses import call, float32s, words
+from homeostat.kernels.addresses import call, float32s, float64s, words
 
 Array = Any
 
@@ -28,8 +28,6 @@ _ROWS_MOMENTS = cpu.c_function_of(cpu.rows_moments, "float32").address
 _ROWS_SUMS = cpu.c_function_of(cpu.rows_sums, "float32").address
 # The fields of what XLA gives, in its order.
 _GIVEN = (record.X, record.DY, record.PIVOT, record.SLOPE, record.SCALE, record.SHIFT)
-_ONE = np.ones(1, np.float32)
-_ADDRESS_OF_ONE = _ONE.ctypes.data
 
 
 @cfunc(types.intp(types.intp))
@@ -60,10 +58,11 @@ def _handler(address):
     count = ffi.elements_of(arguments[1]) // channels
     parts = -(-count // strips.rows_per_part(count, channels))
     room = np.empty(2 * channels * parts, np.float64)
-    job = ffi.new_job(parts, 1 + record.WORDS)
-    own = words(job + 8 * ffi.OWN, 1 + record.WORDS)
+    job = ffi.new_job(parts, 2 + record.WORDS)
+    own = words(job + 8 * ffi.OWN, 2 + record.WORDS)
     own[0] = _ROWS_MOMENTS if kind == MOMENTS else _ROWS_SUMS
-    asked = own[1:]
+    # Behind the record, its slope as a double.
+    asked, slope_address = own[1:], job + 8 * (ffi.OWN + 1 + record.WORDS)
     asked[:] = 0
     asked[record.OUTER], asked[record.CHANNELS], asked[record.INNER] = count, channels, 1
     asked[record.ROOM] = room.ctypes.data
@@ -71,8 +70,11 @@ def _handler(address):
         asked[_GIVEN[i - 1]] = ffi.data_of(arguments[i])
     if kind == KEEPING:
         asked[record.Y] = asked[record.SCALE]
-    if kind == LINEAR:
-        asked[record.SLOPE] = _ADDRESS_OF_ONE
+    slope = float64s(slope_address, 1)
+    slope[0] = 1.0
+    if kind in (RECOMPUTING, KEEPING):
+        slope[0] = float32s(asked[record.SLOPE], 1)[0]
+    asked[record.SLOPE] = slope_address
     if kind != RECOMPUTING:
         # Not asked for, but looked at.
         asked[record.SCALE] = asked[record.SHIFT] = asked[record.PIVOT]
