@@ -20,8 +20,8 @@ from homeostat.kernels.compiled import c_function
 
 # What threads share: the next part to take, how many there are, what computes one, and of what.
 _NEXT, _PARTS, _FUNCTION, _RECORD, _JOB_WORDS = range(5)
-# What one thread runs: GOMP_parallel, the function of its threads, how many they may be, the record,
-# the number of steps, and where function and parts of each are.
+# What one thread runs: GOMP_parallel, the function of its threads, how many they may be, the
+# record, the number of steps, and where function and parts of each are.
 _OPENMP, _RUN_PARTS, _THREADS, _OF_RECORD, _COUNT, _STEPS, _PROGRAM_WORDS = range(7)
 
 # How many parts a thread of our own must have to do: they wait asleep, OpenMP's do not.
@@ -97,9 +97,8 @@ class Steps:
 
     def __init__(self, steps: Sequence[tuple[int, int]]) -> None:
         self.each = tuple(steps)
-        self._words = (ctypes.c_int64 * (2 * len(steps)))(
-            *(word for step in steps for word in step)
-        )
+        words = [word for step in steps for word in step]
+        self._words = (ctypes.c_int64 * len(words))(*words)
         self.address = ctypes.addressof(self._words)
 
 
