@@ -51,9 +51,19 @@ def from_bits(buffer: np.ndarray, dtype: str) -> np.ndarray:
     return buffer.view(dtype).astype(np.float64)
 
 
+def on_a_line(array: np.ndarray) -> np.ndarray:
+    """Return a copy that starts on a line of the cache."""
+    room = np.empty(array.size + 64, array.dtype)
+    first = -room.ctypes.data % 64 // room.itemsize
+    copy = room[first : first + array.size]
+    copy[:] = array
+    return copy
+
+
 def poisoned(like: np.ndarray) -> np.ndarray:
     """Return a buffer full of NaN: what is not written is seen."""
-    return np.full(like.size, {"u": 0x7E00, "i": 0x7FC0}.get(like.dtype.kind, np.nan), like.dtype)
+    value = {"u": 0x7E00, "i": 0x7FC0}.get(like.dtype.kind, np.nan)
+    return on_a_line(np.full(like.size, value, like.dtype))
 
 
 def address(array: np.ndarray | None) -> int:
@@ -117,6 +127,38 @@ def test_a_step_equals_the_oracle(shape: Any, slope: Any, with_residual: bool, d
     np.testing.assert_allclose(found.variance, batch.variance, rtol=1e-6, atol=1e-12)
     if found.g is not None:
         close(from_bits(found.g, dtype), exact.residual.ravel(), tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("shape", [(9001, 64, 1), (999, 96, 1), (70, 2048, 1), (3, 5, 704)])
+def test_writing_past_the_cache_writes_the_same(
+    shape: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, dy, residual = draw(shape, dtype)
+    every = [step(shape, x, dy, r, None, None, 0.0, 2) for r in (None, residual)]
+    for least in (1, 2**62):
+        monkeypatch.setattr(batchnorm, "LEAST_PAST", least)
+        batchnorm._plan.cache_clear()
+        assert batchnorm._plan(x.dtype.name, batchnorm.Shape(*shape)).leaves_the_cache == (
+            least == 1
+        )
+        for expected, r in zip(every, (None, residual), strict=True):
+            found = step(shape, x, dy, r, None, None, 0.0, 2)
+            for one, other in zip(expected, found, strict=True):
+                assert one is other or one.tobytes() == other.tobytes()
+    batchnorm._plan.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pieces_of_long_lines_start_on_lines_of_the_cache(dtype: str) -> None:
+    shape = (1, 4, 1_200_032)
+    x, dy, _ = draw(shape, dtype)
+    assert batchnorm._plan(x.dtype.name, batchnorm.Shape(*shape)).leaves_the_cache
+    found = step(shape, x, dy, None, None, None, None, 2)
+    assert not np.isnan(from_bits(found.dx, dtype)).any()
+    wide = from_bits(x, dtype).reshape(shape)
+    expected = (wide - wide.mean(2, keepdims=True)) / np.sqrt(wide.var(2, keepdims=True) + 1e-3)
+    close(from_bits(found.y, dtype), expected.ravel(), TOLERANCES[dtype])
 
 
 def close(actual: Any, expected: Any, tolerance: float, scale: float = 1.0) -> None:

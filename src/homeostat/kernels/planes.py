@@ -18,15 +18,20 @@ from homeostat.kernels.vectors import broadcast, lanes_from, lanes_of, load, pre
 SEGMENT = 2048
 # How many elements ahead memory is fetched.
 AHEAD = 1024
-# The elements of a piece, and of a part, which is worth sharing with another thread.
+# The elements of a piece, and of a part, which is worth sharing with another thread; the most
+# pieces of a line.
 PIECE_ELEMENTS = 2**16
 PART_ELEMENTS = 2**16
+MOST_PIECES = 512
+# The elements that a piece has a multiple of, so that it starts on a line of the cache as its line
+# does.
+EVEN = 64
 
 
 @compiled
 def pieces_per_line(inner):
     """Return into how many pieces a line is divided."""
-    return max(1, inner // PIECE_ELEMENTS)
+    return max(1, min(MOST_PIECES, inner // PIECE_ELEMENTS))
 
 
 @compiled
@@ -39,7 +44,7 @@ def pieces_per_part(inner):
 def bounds(piece, inner):
     """Return the first element of a piece and the one behind its last."""
     pieces = pieces_per_line(inner)
-    size = -(-inner // pieces)
+    size = -(-inner // (pieces * EVEN)) * EVEN
     line, k = piece // pieces, piece % pieces
     return line * inner + k * size, line * inner + min((k + 1) * size, inner)
 

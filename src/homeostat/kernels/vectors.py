@@ -135,9 +135,10 @@ def store(context: Any, array: Any, at: Any, vector: Any, past: Any) -> Any:
         raw = ir.VectorType(pointer.type.pointee, vector.lanes)
         value = _narrowed(builder, arguments[2], raw, array.dtype)
         pointer = builder.bitcast(pointer, raw.as_pointer())
+        size = vector.lanes * array.dtype.bitwidth // 8
         with builder.if_else(arguments[3]) as (beside, ordinary):
             with beside:
-                done = builder.store(value, pointer, align=_LINE)
+                done = builder.store(value, pointer, align=min(_LINE, size))
                 done.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
             with ordinary:
                 builder.store(value, pointer, align=1)
