@@ -14,8 +14,8 @@ from homeostat.kernels.compiled import compiled
 from homeostat.kernels.elements import add, choose, multiply_add, narrow, rounded, widen, zero_of
 from homeostat.kernels.vectors import broadcast, lanes_from, lanes_of, load, prefetch, store, total
 
-# The elements that a float32 sum runs over; they stay in the first-level cache.
-SEGMENT = 2048
+# The vectors that a float32 sum runs over, a segment; they stay in the first-level cache.
+VECTORS = 32
 # How many elements ahead memory is fetched.
 AHEAD = 1024
 # The elements of a piece, and of a part, which is worth sharing with another thread; the most
@@ -101,9 +101,9 @@ def piece_moments(x):
 
     Each segment is centred on the mean of its first quarter, see `sums.moments`.
     """
-    mean, its_spread = 0.0, 0.0
-    for first in range(0, x.size, SEGMENT):
-        last = min(first + SEGMENT, x.size)
+    mean, its_spread, segment = 0.0, 0.0, VECTORS * lanes_of(x)
+    for first in range(0, x.size, segment):
+        last = min(first + segment, x.size)
         pivot, size = _mean_of_first(x, first, last), last - first
         sums, squares = _sums_centred(x, first, last, pivot)
         offset = np.float64(sums) / size
@@ -155,9 +155,9 @@ def piece_sums(x, dy, y, kept, g_out, writes, mean, scale, shift, slope, past):
 
     z is y where it was kept, else (x - mean) * scale + shift. g is written if asked for.
     """
-    sum_g, sum_centred = 0.0, 0.0
-    for first in range(0, x.size, SEGMENT):
-        last = min(first + SEGMENT, x.size)
+    sum_g, sum_centred, segment = 0.0, 0.0, VECTORS * lanes_of(x)
+    for first in range(0, x.size, segment):
+        last = min(first + segment, x.size)
         short_g, short_centred = _segment_sums(
             x, dy, y, kept, g_out, writes, first, last, mean, scale, shift, slope, past
         )
