@@ -21,7 +21,7 @@ AHEAD = 2048
 # The rows that a float32 sum runs over.
 BLOCK = 32
 # The elements of a part, enough to be worth sharing with another thread, and the most parts.
-PART_ELEMENTS = 2**16
+PART_ELEMENTS = 2**17
 MOST_PARTS = 64
 
 

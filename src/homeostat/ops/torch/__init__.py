@@ -22,7 +22,7 @@ from homeostat.ops.torch.elements import (
     Call,
     Tensor,
     activated,
-    checked,
+    call_of,
     finish,
     finish_in_place,
     flat,
@@ -203,19 +203,21 @@ def normalize_batch(
         >>> y.tolist(), batch.mean.tolist()
         ([[-1.0], [1.0]], [2.0])
     """
-    layout = checked(x, axis, epsilon=epsilon, weights=weights, residual=residual,
-                     gamma=gamma, beta=beta)  # fmt: skip
-    call = Call(layout, epsilon, slope_of(activation), all_reduce)
+    call = call_of(x, axis, epsilon, activation, all_reduce, weights=weights, residual=residual,
+                   gamma=gamma, beta=beta)  # fmt: skip
+    compiling = torch.compiler.is_compiling()
+    functional = not compiling and transformed()
     # The compiler may take the formula apart too, and fuses it; over replicas it cannot.
-    if all_reduce is None if torch.compiler.is_compiling() else transformed():
+    if functional or (compiling and all_reduce is None):
         y, found = differentiable(x, gamma, beta, residual, weights, call)
         return y, found if batch is None else batch
-    if _alone(weights, all_reduce):
+    alone = weights is None and all_reduce is None
+    if alone and not torch.jit.is_tracing():
         done = _on_kernels(x, gamma, beta, residual, batch, call)
         if done is not None:
             return done
     if batch is None:
-        batch = plain_moments(x, weights, layout, all_reduce)
+        batch = plain_moments(x, weights, call.layout, all_reduce)
     return Plain.apply(x, gamma, beta, residual, weights, batch, call), batch
 
 

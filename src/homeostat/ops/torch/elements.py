@@ -34,23 +34,46 @@ class _Like(NamedTuple):
     dtype: torch.dtype
 
 
-def checked(x: Tensor, axis: int | Iterable[int], *, epsilon: float, **others: Any) -> Layout:
-    """Do what `homeostat.ops.arguments.check` does, once for arguments that look alike."""
+def call_of(
+    x: Tensor,
+    axis: int | Iterable[int],
+    epsilon: float,
+    activation: Any,
+    all_reduce: AllReduce | None,
+    **others: Any,
+) -> Call:
+    """Check the arguments of a call, once for those that look alike, and return what it asks for.
+
+    Args:
+        x: the input.
+        axis: see `homeostat.ops.arguments.check`.
+        epsilon: see there.
+        activation: of any form.
+        all_reduce: see `Call`.
+        **others: the other tensors, or None each.
+    """
     given = {"x": x, **others}
-    plain = isinstance(axis, int) and not torch.compiler.is_compiling()
-    plain = plain and not torch.jit.is_tracing()
-    if not plain or any(t is not None and type(t) not in _TENSORS for t in given.values()):
-        return check(axis=axis, epsilon=epsilon, **given)
-    looks = tuple(None if t is None else _Like(t.shape, t.dtype) for t in given.values())
-    return _checked(axis, epsilon, tuple(given), looks)
+    plain = isinstance(axis, int) and isinstance(activation, str | Activation | None)
+    # The compiler looks through no cache.
+    plain = plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    if plain and all(t is None or type(t) in _TENSORS for t in given.values()):
+        looks = tuple(None if t is None else _Like(t.shape, t.dtype) for t in given.values())
+        call = _alike(axis, epsilon, activation, tuple(given), looks)
+    else:
+        layout = check(axis=axis, epsilon=epsilon, **given)
+        call = Call(layout, epsilon, slope_of(activation))
+    return call if all_reduce is None else call._replace(all_reduce=all_reduce)
 
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 @functools.lru_cache(maxsize=4096)
-def _checked(axis: int, epsilon: float, names: tuple[str, ...], looks: tuple[Any, ...]) -> Layout:
-    return check(axis=axis, epsilon=epsilon, **dict(zip(names, looks, strict=True)))
+def _alike(
+    axis: int, epsilon: float, activation: Any, names: tuple[str, ...], looks: tuple[Any, ...]
+) -> Call:
+    layout = check(axis=axis, epsilon=epsilon, **dict(zip(names, looks, strict=True)))
+    return Call(layout, epsilon, slope_of(activation))
 
 
 def statistics(x: Tensor) -> torch.dtype:
@@ -60,14 +83,8 @@ def statistics(x: Tensor) -> torch.dtype:
 
 def slope_of(activation: Any) -> float | None:
     """Return the slope for negative values, or None without an activation."""
-    name = activation is None or isinstance(activation, str)
-    # The compiler looks through no cache.
-    of = _named if name and not torch.compiler.is_compiling() else Activation.of
-    act = of(activation)
+    act = Activation.of(activation)
     return None if act is None else act.negative_slope
-
-
-_named = functools.cache(Activation.of)
 
 
 def transformed() -> bool:
