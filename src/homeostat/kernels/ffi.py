@@ -15,6 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from homeostat.kernels.addresses import call, fetch_add, instruction, words
+from homeostat.kernels.strips import WORTH_WAKING
 
 API_MAJOR, API_MINOR = 0, 3
 EXECUTE = 3
@@ -28,8 +29,6 @@ ERROR_DESTROY, SCHEDULE, NUM_THREADS = 8, 17, 18
 # Words of a job, which threads share: the next part to take, the parts done, the threads that may
 # still look at it, and the number of parts. What follows is the task's own.
 NEXT, DONE, HOLDERS, PARTS, OWN = 0, 1, 2, 3, 4
-# How many parts a thread must have to do.
-WORTH_WAKING = 4
 
 _WORD = ir.IntType(64)
 

@@ -23,6 +23,8 @@ BLOCK = 32
 # The elements of a part, enough to be worth sharing with another thread, and the most parts.
 PART_ELEMENTS = 2**17
 MOST_PARTS = 64
+# How many parts a thread that waits asleep, as OpenMP's do not, must have to do.
+WORTH_WAKING = 4
 
 
 @compiled

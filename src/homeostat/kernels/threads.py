@@ -17,15 +17,13 @@ from numba import types
 
 from homeostat.kernels.addresses import call, fetch_add, words
 from homeostat.kernels.compiled import c_function
+from homeostat.kernels.strips import WORTH_WAKING
 
 # What threads share: the next part to take, how many there are, what computes one, and of what.
 _NEXT, _PARTS, _FUNCTION, _RECORD, _JOB_WORDS = range(5)
 # What one thread runs: GOMP_parallel, the function of its threads, how many they may be, the
 # record, the number of steps, and where function and parts of each are.
 _OPENMP, _RUN_PARTS, _THREADS, _OF_RECORD, _COUNT, _STEPS, _PROGRAM_WORDS = range(7)
-
-# How many parts a thread of our own must have to do: they wait asleep, OpenMP's do not.
-_WORTH_WAKING = 4
 
 _pool: ThreadPoolExecutor | None = None
 # The address of GOMP_parallel(function, data, threads, flags), or 0. It is libgomp's, and LLVM's
@@ -122,7 +120,7 @@ def run(steps: Steps, record: Any, threads: int) -> None:
         return
     for function, parts in steps.each:
         job = _Job(0, parts, function, address)
-        _share(ctypes.addressof(job), min(threads, parts // _WORTH_WAKING) - 1)
+        _share(ctypes.addressof(job), min(threads, parts // WORTH_WAKING) - 1)
 
 
 def _share(job: int, number: int) -> None:

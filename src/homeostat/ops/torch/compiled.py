@@ -175,7 +175,7 @@ class Compiled(torch.autograd.Function):
             needs = ctx.needs_input_grad
             found = differentiable_gradients(x, gamma, g, None, needs, ctx.call)
         else:
-            found, g = _gradients(ctx.loops, x, dy, y, ctx.memory, ctx.call)
+            found, g = _gradients(ctx.loops, x, dy, y, ctx.memory)
         return *as_asked(ctx, found, g, x.shape), None, None, None, None
 
 
@@ -254,13 +254,13 @@ def _values(channels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _again(loops: Any, x: Tensor, memory: Memory) -> Tensor:
     """Return y of a forward pass without a residual, as it was."""
-    y = memory.empty(x)
-    loops.apply(memory.dense(x).data_ptr(), y.data_ptr(), torch.get_num_threads())
+    y, dense = memory.empty(x), memory.dense(x)
+    loops.apply(dense.data_ptr(), y.data_ptr(), torch.get_num_threads())
     return y
 
 
 def _gradients(
-    loops: Any, x: Tensor, dy: Tensor, y: Tensor | None, memory: Memory, call: Call
+    loops: Any, x: Tensor, dy: Tensor, y: Tensor | None, memory: Memory
 ) -> tuple[Any, Tensor | None]:
     """Return dx, dgamma and dbeta, and the gradient behind the activation where it is needed."""
     dx, results = memory.empty(x), _results(x, memory)
