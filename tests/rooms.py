@@ -16,7 +16,7 @@ FRAMEWORKS = frozenset(
 CORE = ("errors", "spec", "layout", "moments")
 OPS = ("ops.tensorflow", "ops.torch", "ops.jax")
 FRONT_DOORS = ("keras", "torch", "flax", "tf1")
-MODELS = ("models.keras", "models.torch", "models.flax", "models.tf1")
+MODELS = ("models.keras", "models.torch", "models.files")
 ANYTHING = "*"
 
 
@@ -60,12 +60,15 @@ RULES: Mapping[str, Rule] = {
     "flax": Rule((*CORE, "ops.jax"), _of("flax", "jax")),
     "tf1": Rule((*CORE, "idx", "ops.tensorflow"), _of("tensorflow", "tf_keras", "tf_slim")),
     "models": Rule(CORE, lazily=MODELS),
-    "models.keras": Rule((*CORE, "models"), _of("keras", "tensorflow", "torch", "jax")),
-    "models.torch": Rule((*CORE, "models"), _of("torch")),
-    "models.flax": Rule((*CORE, "models"), _of("flax", "jax")),
-    "models.tf1": Rule((*CORE, "models"), _of("tensorflow")),
+    "models.files": Rule((*CORE, "models")),
+    "models.keras": Rule(
+        (*CORE, "models", "models.files", "keras", *OPS),
+        _of("keras", "tensorflow", "torch", "jax"),
+    ),
+    "models.torch": Rule((*CORE, "models", "models.files", "ops.torch", "torch"), _of("torch")),
     "rules": Rule((*CORE, "models")),
     "audit": Rule((*CORE, "models", "rules")),
+    "data": Rule(("errors",)),
     "recalibrate": Rule((*CORE, "models")),
     "fold": Rule((*CORE, "models")),
     "convert": Rule((*CORE, "models")),

@@ -35,6 +35,10 @@ class DataError(HomeostatError, ValueError):
     """A data file or folder is missing, truncated or not what it claims to be."""
 
 
+class ModelFileError(DataError):
+    """A model's file cannot be read, is not what it claims to be, or would have to run code."""
+
+
 class UnsupportedError(HomeostatError, NotImplementedError):
     """What was asked for cannot be done here; the message says what can."""
 

@@ -1,0 +1,1 @@
+"""Rules that look at batch norms: one function each, documented in its docstring."""
