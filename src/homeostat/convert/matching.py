@@ -45,6 +45,8 @@ def match(
         MatchError: it is not clear which belongs to which.
     """
     theirs, ours = source.norms, target.norms
+    if not theirs or not ours:
+        raise _unclear(theirs, ours)
     if mapping is not None:
         return _by_mapping(theirs, ours, mapping)
     by_name = {_bare(norm.name): norm for norm in ours}
@@ -55,7 +57,7 @@ def match(
     ):
         return [(norm, by_name[_bare(norm.name)], "name") for norm in theirs]
     channels = [norm.channels for norm in theirs]
-    if channels == [norm.channels for norm in ours] and theirs:
+    if channels == [norm.channels for norm in ours]:
         if all(_order_is_known(model) for model in (source, target)):
             return [(a, b, "order") for a, b in zip(theirs, ours, strict=True)]
     elif len(set(channels)) == len(channels) and sorted(map(str, channels)) == sorted(
