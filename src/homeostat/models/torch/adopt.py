@@ -41,7 +41,9 @@ def adopt(name: str, norm: nn.Module, record: BatchNormRecord) -> None:
     if record.epsilon is not None:
         state.eps = record.epsilon
     if hasattr(norm, "momentum") and (record.momentum is not None or record.cumulative):
-        state.momentum = TORCH.from_old_weight(record.momentum)
+        momentum = TORCH.from_old_weight(record.momentum)
+        # 1 - 0.9 is 0.1, not 0.09999999999999998.
+        state.momentum = None if momentum is None else float(f"{momentum:.12g}")
     if record.updates is not None and getattr(norm, "num_batches_tracked", None) is not None:
         state.num_batches_tracked.fill_(record.updates)
 
