@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from homeostat.models import (
 from homeostat.moments import Moments, merge
 from homeostat.rules import RULES, SEVERITIES, Audit, Finding, Settings, Skipped
 
-__all__ = ["Audit", "audit", "judge", "observe"]
+__all__ = ["Audit", "audit", "judge", "observe", "with_labels"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -151,6 +152,40 @@ def observe(live: LiveModel, data: Iterable[Any]) -> Observation:
             "iterator can be used up already."
         )
     return statistics.observation(comparison.behaviour())
+
+
+def with_labels(data: Iterable[Any], path: Path) -> Iterator[Examples]:
+    """Yield batches with labels from a file beside them.
+
+    Args:
+        data: batches as `homeostat.data.unpack` reads them.
+        path: a ``.npy`` file with the class of each example, or its scores, in the same order.
+
+    Raises:
+        DataError: the file cannot be read, or holds fewer or more labels than there are examples.
+    """
+    try:
+        labels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"labels {path} cannot be read ({error}): expected a .npy file of numbers. Write it "
+            "with numpy.save."
+        ) from error
+    total, used = (len(labels) if labels.ndim else 0), 0
+    for batch in data:
+        examples = unpack(batch)
+        number = count_examples(examples.inputs)
+        if used + number > total:
+            break
+        yield examples._replace(labels=np.asarray(labels[used : used + number]))
+        used += number
+    else:
+        if used == total:
+            return
+    raise DataError(
+        f"labels {path} holds {total:,} labels, which is not the number of examples: expected one "
+        "for each. Give the labels of this data."
+    )
 
 
 class _Statistics:

@@ -82,11 +82,11 @@ def count(number: int, noun: str, ending: str = "s") -> str:
 
 
 def show(text: str) -> str:
-    """Return a text in which nothing is hidden: control and format characters as escapes.
+    r"""Return a text in which nothing is hidden: control and format characters as escapes.
 
     Example:
-        >>> show("bn\\x1b[31m\\n")
-        'bn\\\\x1b[31m\\\\n'
+        >>> print(show("bn\x1b[31m\n"))
+        bn\x1b[31m\n
     """
     if text.isprintable():
         return text

@@ -87,11 +87,11 @@ def code(text: str, longest: int = LONGEST) -> str:
 
 
 def escape(text: str) -> str:
-    """Return a text of ours, or one that holds a file's words, with no meaning as Markdown.
+    r"""Return a text of ours, or one that holds a file's words, with no meaning as Markdown.
 
     Example:
-        >>> escape("a_b <i> @team")
-        'a\\\\_b \\\\<i\\\\> @\\u200bteam'
+        >>> print(escape("a_b <i>"))
+        a\_b \<i\>
     """
     marked = re.sub(r"([\\`*_\[\]<>|#~&!])", r"\\\1", show(text))
     # Mentions and addresses are found after Markdown; a space of no width parts them.
@@ -104,8 +104,8 @@ def write_pages(rules: list[RuleInfo]) -> str:
     lines = [
         "# The rules of `homeostat audit`",
         "",
-        "Made from the rules themselves by `homeostat rules --format markdown`. How to choose rules",
-        "and thresholds is told in [audit.md](audit.md).",
+        "Made from the rules themselves by `homeostat rules --format markdown`. How to choose",
+        "rules and thresholds is told in [audit.md](audit.md).",
         "",
         "| rule | name | severity | needs | finds |",
         "|---|---|---|---|---|",
