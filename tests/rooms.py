@@ -73,7 +73,7 @@ RULES: Mapping[str, Rule] = {
     "fold": Rule((*CORE, "models"), lazily=MODELS),
     "freeze": Rule((*CORE, "models"), lazily=MODELS),
     "convert": Rule((*CORE, "models")),
-    "report": Rule((*CORE, "models", "rules", "audit")),
+    "report": Rule((*CORE, "models", "rules", "audit", "recalibrate", "fold", "freeze", "convert")),
     "studies": Rule(
         (*CORE, "idx", *FRONT_DOORS, "reference", "report.rows", "report.jsonl"), FRAMEWORKS
     ),

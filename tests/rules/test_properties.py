@@ -132,7 +132,11 @@ def observations(draw: st.DrawFn, model: ModelRecord) -> Observation:
             elements[norm.name] = draw(st.floats(0, 1e6))
     accuracy = st.one_of(st.none(), st.floats(0, 1))
     behaviour = Behaviour(
-        draw(st.integers(0, 1000)), draw(st.floats()), draw(accuracy), draw(accuracy), draw(accuracy)
+        draw(st.integers(0, 1000)),
+        draw(st.floats()),
+        draw(accuracy),
+        draw(accuracy),
+        draw(accuracy),
     )
     return Observation(
         seen,

@@ -48,7 +48,9 @@ def test_every_docstring_is_a_page(identifier: str) -> None:
 def test_every_threshold_is_explained() -> None:
     pages = " ".join(rule.info.what for rule in RULES.values())
     missing = [
-        name for name in Thresholds.__dataclass_fields__ if f"`{name.replace('_', '-')}`" not in pages
+        name
+        for name in Thresholds.__dataclass_fields__
+        if f"`{name.replace('_', '-')}`" not in pages
     ]
     assert not missing
 

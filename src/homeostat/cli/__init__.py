@@ -18,6 +18,8 @@ from homeostat.cli import study as study  # isort: skip
 from homeostat.cli import bench as bench  # isort: skip
 from homeostat.cli import tf1 as tf1  # isort: skip
 from homeostat.cli import audit as audit  # isort: skip
+from homeostat.cli import recalibrate as recalibrate  # isort: skip
+from homeostat.cli import convert as convert  # isort: skip
 from homeostat.cli import warmup as warmup  # isort: skip
 from homeostat.cli.app import COULD_NOT_RUN, app
 

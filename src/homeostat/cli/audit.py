@@ -9,12 +9,16 @@ import typer
 
 from homeostat import HomeostatError
 from homeostat.cli.app import FOUND, STOPPED, app, quiet_frameworks, split
+from homeostat.cli.output import check_output, write_beside
+from homeostat.cli.recalibrate import _parse_size as parse_size
 
 if TYPE_CHECKING:
     from homeostat.rules import Audit, Settings
 
 FORMATS = ("text", "json", "markdown", "html")
 WIDE = 120
+BATCH_SIZE = 64
+"""Examples in a batch of data, where training's batch size is not told."""
 
 
 @app.command()
@@ -34,12 +38,24 @@ def audit(
         str | None,
         typer.Option(
             help="Examples as training saw them: .npy, .npz, a folder of images or .npy files, or "
-            "package.module:function that returns batches. Runs the model."
+            "package.module:function that returns a DataLoader, a tf.data.Dataset or batches. "
+            "Runs the model."
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(help=".npy file with the class of each example.", show_default="the data's"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Stop after so many batches.", show_default="all")
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(help="Resize images, such as 224x224.", show_default="as they are"),
+    ] = None,
+    transform: Annotated[
+        str | None,
+        typer.Option(help="package.module:function that each batch's inputs go through first."),
     ] = None,
     select: Annotated[
         str | None,
@@ -98,12 +114,16 @@ def audit(
     Ctrl-C.
     """
     settings = _settings(select, ignore, fail_on, batch_size)
-    _check_files(form, html, out, force=force)
+    _check_files(form, html, out, force)
     if labels is not None and data is None:
         raise _usage("--labels is given without --data", "data that they belong to", "Add --data.")
     try:
         with quiet_frameworks():
-            found = _run(model, weights, data, labels, settings)
+            if data is None:
+                found = _read(model, weights, settings)
+            else:
+                options = {"limit": limit, "image_size": image_size, "transform": transform}
+                found = _run(model, weights, data, labels, options, settings)
     except KeyboardInterrupt:
         typer.echo("Stopped. Nothing was written.", err=True)
         raise typer.Exit(STOPPED) from None
@@ -116,24 +136,39 @@ def audit(
     raise typer.Exit(FOUND if settings.fails(found.worst()) else 0)
 
 
+def _read(model: str, weights: Path | None, settings: Settings) -> Audit:
+    from homeostat.audit import judge
+    from homeostat.models import open_model
+
+    return judge(open_model(model, weights), None, settings)
+
+
 def _run(
-    model: str, weights: Path | None, data: str | None, labels: Path | None, settings: Settings
+    model: str,
+    weights: Path | None,
+    data: str,
+    labels: Path | None,
+    options: dict[str, Any],
+    settings: Settings,
 ) -> Audit:
-    from homeostat.audit import audit as run_audit
-
-    if data is None:
-        from homeostat.models.source import open_model
-
-        return run_audit(open_model(model, weights), settings=settings)
+    from homeostat.audit import judge, observe, with_labels
     from homeostat.data import open_batches
-    from homeostat.models.source import open_live
+    from homeostat.models import open_live
 
-    batches = open_batches(data, settings.batch_size or 32)
+    size = options["image_size"]
+    if size is not None:
+        options = {**options, "image_size": parse_size(size)}
+    live = open_live(model, weights)
+    record = live.record()
+    batches: Any = open_batches(
+        data,
+        settings.batch_size or BATCH_SIZE,
+        channels_first=record.framework == "torch",
+        **options,
+    )
     if labels is not None:
-        from homeostat.audit import with_labels
-
         batches = with_labels(batches, labels)
-    return run_audit(open_live(model, weights), _watched(batches), settings=settings)
+    return judge(record, observe(live, _watched(batches)), settings)
 
 
 def _watched(batches: Any) -> Any:
@@ -141,12 +176,11 @@ def _watched(batches: Any) -> Any:
     from rich.console import Console
     from rich.progress import track
 
-    total = len(batches) if hasattr(batches, "__len__") else None
     console = Console(stderr=True)
-    hidden = not console.is_terminal
     return track(
-        batches, "Running the data", total, transient=True, console=console, disable=hidden
-    )
+        batches, "Running the data", transient=True, console=console,
+        disable=not console.is_terminal,
+    )  # fmt: skip
 
 
 def _settings(
@@ -164,7 +198,7 @@ def _settings(
     return settings
 
 
-def _check_files(form: str, html: Path | None, out: Path | None, *, force: bool) -> None:
+def _check_files(form: str, html: Path | None, out: Path | None, force: bool) -> None:
     """Check before the work is done that its result can be written."""
     if form not in FORMATS:
         raise _usage(f"format={form!r} is not known", f"one of {', '.join(FORMATS)}", "Choose one.")
@@ -173,10 +207,8 @@ def _check_files(form: str, html: Path | None, out: Path | None, *, force: bool)
     if html is not None and html == out:
         raise _usage(f"{html} is both --html and --out", "two files", "Give one another name.")
     for path in (html, out):
-        if path is not None and not path.parent.is_dir():
-            raise _usage(f"{path.parent} is no folder", "one for the file", "Make it first.")
-        if path is not None and path.exists() and not (force and path.is_file()):
-            raise _usage(f"{path} is there", "a file that is not", "Add --force to replace it.")
+        if path is not None:
+            check_output(path, force)
 
 
 def _usage(problem: str, expected: str, remedy: str) -> HomeostatError:
@@ -201,9 +233,8 @@ def _show(found: Audit, form: str, out: Path | None, *, all_norms: bool) -> None
     if out is None:
         typer.echo(text, nl=False)
         return
-    from homeostat.report.page import write_page
-
-    typer.echo(f"Written: {write_page(text, out)}")
+    write_beside(out, lambda path: path.write_text(text, encoding="utf-8"))
+    typer.echo(f"Written: {out}")
 
 
 def _write(found: Audit, form: str, *, all_norms: bool) -> str:
@@ -229,7 +260,7 @@ def _write(found: Audit, form: str, *, all_norms: bool) -> str:
 def _write_page(found: Audit, path: Path) -> None:
     from homeostat.report.audit.html import write_audit_page
 
-    write_audit_page(found, path)
+    write_beside(path, lambda unfinished: write_audit_page(found, unfinished))
     typer.echo(f"Page: {path}", err=True)
 
 

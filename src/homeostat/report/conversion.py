@@ -1,0 +1,42 @@
+"""What `convert` moved where, as a table and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from homeostat.convert import Conversion
+
+
+def render_table(done: Conversion) -> Table:
+    """Return a table with a line for each norm that was moved."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("from", "to"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("channels", justify="right")
+    table.add_column("matched by")
+    table.add_column("largest error", justify="right")
+    for norm in done.moved:
+        table.add_row(
+            Text(norm.source),
+            Text(norm.target),
+            str(norm.channels),
+            norm.matched,
+            f"{norm.error:.1e}",
+        )
+    return table
+
+
+def describe(done: Conversion) -> Iterator[str]:
+    """Yield a sentence for each thing that could not be taken as it was."""
+    yield f"{len(done.moved)} batch norms went from {done.source} to {done.target}."
+    notes: dict[str, list[str]] = {}
+    for norm in done.moved:
+        for note in norm.notes:
+            notes.setdefault(note, []).append(norm.target)
+    for note, names in notes.items():
+        where = "all" if len(names) == len(done.moved) else ", ".join(names)
+        yield f"{where}: {note}."
