@@ -47,6 +47,7 @@ class BatchNormRecord:
         activation: what is fused behind it, such as ``"relu"``.
         operations: the operations of the model's graph that apply it, two for one that is shared.
         unknown: names of the fields above that the source does not tell.
+        debiased: whether the statistics' start has no weight in them.
     """
 
     name: str
@@ -69,6 +70,7 @@ class BatchNormRecord:
     activation: str | None = None
     operations: tuple[str, ...] = ()
     unknown: frozenset[str] = frozenset()
+    debiased: bool = False
 
     def __post_init__(self) -> None:
         shapes = {name: array.shape for name, array in self.arrays.items()}
