@@ -16,6 +16,7 @@ from homeostat.models.records import (
     BatchNormRecord,
     Behaviour,
     Framework,
+    Frozen,
     ModelRecord,
     Observation,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "BatchNormRecord",
     "Behaviour",
     "Framework",
+    "Frozen",
     "Graph",
     "Kind",
     "LiveModel",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.fx import Proxy
 from torch.nn import functional
 
 from homeostat.spec import BatchNormSpec
 from homeostat.torch.inference import Inference
-from homeostat.torch.state import TORCH, WideStatistics
+from homeostat.torch.state import TORCH, State, WideStatistics
 
 Tensor = torch.Tensor
 
+_AFFINE = ("weight", "bias")
 # What checkpoints of norms that train hold besides.
 _OTHERS = ("num_batches_tracked", "skipped_updates", "renorm_mean", "renorm_std")
 
@@ -112,9 +114,10 @@ class FrozenBatchNorm(Inference, WideStatistics):
         return f"{self.num_features}, eps={self.eps}{activation}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # PyTorch's own function wants all four alike.
-        way: Any = torch.nn.Module if self.native else super()
-        return way._apply(self, fn, recurse) if self.native else way._apply(fn, recurse)
+        if self.native:
+            # PyTorch's own function wants all four alike.
+            return torch.nn.Module._apply(self, fn, recurse)
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
@@ -122,3 +125,62 @@ class FrozenBatchNorm(Inference, WideStatistics):
         for name in _OTHERS:
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class Origin(NamedTuple):
+    """What a frozen norm was: its class, what trained, and the buffers that it does not need."""
+
+    cls: type
+    trained: dict[str, bool]
+    buffers: dict[str, Tensor | None]
+    hidden: set[str]
+
+
+def become_frozen(norm: nn.Module) -> None:
+    """Make a batch norm a `FrozenBatchNorm`, the same object with the same hooks.
+
+    Args:
+        norm: native or Homeostat's, with running statistics.
+    """
+    state: Any = norm
+    parameters, buffers = norm._parameters, norm._buffers
+    affine = {name: parameters[name] for name in _AFFINE}
+    trained = {name: p is not None and p.requires_grad for name, p in affine.items()}
+    spec = (
+        state.spec
+        if isinstance(norm, State)
+        else BatchNormSpec(axis=1, epsilon=state.eps, stored_variance=TORCH.stored_variance)
+    )
+    statistics = {name: buffers[name] for name in ("running_mean", "running_var")}
+    rest = {name: buffer for name, buffer in buffers.items() if name not in statistics}
+    origin = Origin(type(norm), trained, rest, set(norm._non_persistent_buffers_set))
+    parameters.clear()
+    buffers.clear()
+    # An optimizer that holds a parameter still could write into it.
+    buffers.update({k: None if p is None else p.detach().clone() for k, p in affine.items()})
+    buffers.update(statistics)
+    norm._non_persistent_buffers_set.clear()
+    native = not isinstance(norm, State)
+    norm.__class__ = FrozenBatchNorm
+    norm.__dict__.update(spec=spec, native=native, origin=origin)
+
+
+def become_trainable(norm: FrozenBatchNorm) -> None:
+    """Make what `become_frozen` froze the norm that it was, with new parameters.
+
+    Args:
+        norm: one that has an ``origin``.
+    """
+    origin: Origin = norm.__dict__.pop("origin")
+    buffers, native = norm._buffers, norm.__dict__.pop("native")
+    for name in _AFFINE:
+        value = buffers.pop(name)
+        trains = origin.trained[name]
+        norm._parameters[name] = None if value is None else nn.Parameter(value, trains)
+    device: Any = buffers["running_mean"].device  # type: ignore[union-attr]
+    for name, buffer in origin.buffers.items():
+        buffers[name] = None if buffer is None else buffer.to(device)
+    norm._non_persistent_buffers_set.update(origin.hidden)
+    if native:
+        del norm.__dict__["spec"]
+    norm.__class__ = origin.cls
