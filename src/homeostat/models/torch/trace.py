@@ -25,9 +25,9 @@ def is_leaf(module: nn.Module) -> bool:
     """Return whether a module is one operation: a batch norm, or what PyTorch itself computes."""
     if is_batch_norm(module):
         return True
-    home = type(module).forward.__module__
-    ours = "forward" in vars(module)
-    return home.startswith(_OPAQUE) and home != _CONTAINERS and not ours
+    home = type(module).forward.__module__ or ""
+    replaced = "forward" in vars(module)
+    return home.startswith(_OPAQUE) and home != _CONTAINERS and not replaced
 
 
 def trace_inference(model: nn.Module) -> fx.Graph:

@@ -65,7 +65,7 @@ def _tensors_of_norms(module: nn.Module) -> list[Tensor]:
         for part in module.modules()
         if is_batch_norm(part)
         for tensor in (*part._parameters.values(), *part._buffers.values())
-        if tensor is not None and not nn.parameter.is_lazy(tensor)
+        if tensor is not None and not nn.parameter.is_lazy(tensor) and not tensor.is_meta
     ]
 
 
