@@ -17,6 +17,7 @@ from homeostat.models.records import (
     BatchNormRecord,
     Behaviour,
     Framework,
+    Frozen,
     ModelRecord,
     Observation,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "BatchNormRecord",
     "Behaviour",
     "Framework",
+    "Frozen",
     "Graph",
     "Kind",
     "LiveModel",
