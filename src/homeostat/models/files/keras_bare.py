@@ -9,6 +9,7 @@ import numpy as np
 
 from homeostat.models.files.hdf5_tree import Tree
 from homeostat.models.files.keras_norms import OURS, bare_record
+from homeostat.models.files.keras_order import unused
 from homeostat.models.files.keras_weights import names_of_groups, vectors_in
 from homeostat.models.records import ARRAYS, Array, BatchNormRecord
 
@@ -33,10 +34,10 @@ def bare_norms(tree: Tree, known: Collection[str] = ()) -> list[BatchNormRecord]
         inside = any(group == each or group.startswith(f"{each}/") for each in known)
         if not group or inside or group.split("/")[0] in ("optimizer", "metrics"):
             continue
-        name = names.get(group) or _path(group)
-        arrays = _arrays(group, name, tree)
+        arrays = _arrays(group, names.get(group) or _path(group), tree)
         if arrays is None:
             continue
+        name = unused(names.get(group) or _path(group), {norm.name for norm in found})
         counts = "skipped_updates" in arrays
         # Keras 3 writes names, and stores the population variance.
         stored = "population" if group in names and not counts else None

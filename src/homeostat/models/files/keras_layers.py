@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from homeostat.errors import ModelFileError
@@ -103,6 +103,19 @@ def parse(config: Any) -> Layer:
         return _parse(config, None)
     except RecursionError as error:
         raise broken("layers are nested too deeply") from error
+
+
+def parse_layer(config: Any, path: str) -> Layer:
+    """Return one layer of a model from its configuration.
+
+    Args:
+        config: the mapping with ``class_name`` and ``config``.
+        path: its path in the model.
+
+    Raises:
+        ModelFileError: it is none.
+    """
+    return replace(_parse(config, ""), path=path)
 
 
 def _parse(config: Any, outer: str | None) -> Layer:

@@ -1,8 +1,8 @@
-"""The order of a model's batch norms."""
+"""The order of a model's batch norms, and names that are there once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from homeostat.models.graph import Graph
 from homeostat.models.records import BatchNormRecord
@@ -16,3 +16,17 @@ def in_order(norms: Iterable[BatchNormRecord], graph: Graph | None) -> tuple[Bat
         return min((places[name] for name in norm.operations), default=len(places))
 
     return tuple(sorted(norms, key=place))
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """Return a name that is not taken: the name itself, or with a number behind it.
+
+    Example:
+        >>> unused("norm", {"norm"})
+        'norm#2'
+    """
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name}#{number}"
+    return found
