@@ -110,7 +110,7 @@ def function_of(layer: Layer) -> str | None:
         return str(layer.config.get("function")).rpartition(".")[2]
     function = snake_case(layer.type)
     # A legacy file has no modules; a function has a name alone.
-    bare = not layer.package and list(layer.config) == ["name"] and layer.type not in _BY_LAYER
+    bare = not layer.package and list(layer.config) == ["name"]
     return function if ".ops." in layer.package or (bare and function in _BY_FUNCTION) else None
 
 

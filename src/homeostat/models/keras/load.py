@@ -34,10 +34,10 @@ def load_model(path: Path) -> KerasModel:
     """
     path = _existing(path)
     try:
-        model = keras.saving.load_model(path, compile=True, safe_mode=True)
+        model = _loaded(path, compile=True)
     except Exception as first:
         try:
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+            model = _loaded(path, compile=False)
         except Exception as error:
             raise _refused(path, error) from error
         warnings.warn(
@@ -73,6 +73,13 @@ def load_weights(model: keras.Model, path: Path) -> KerasModel:
             "the weights of a model of the same layers. Build the model that they were saved from."
         ) from error
     return adapter
+
+
+def _loaded(path: Path, *, compile: bool) -> Any:  # noqa: A002
+    with warnings.catch_warnings():
+        # Of an optimizer that has not taken a step.
+        warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+        return keras.saving.load_model(path, compile=compile, safe_mode=True)
 
 
 def _existing(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from homeostat.errors import DTypeError, ShapeError, SpecError
+from homeostat.errors import DTypeError, ShapeError, SpecError, UnsupportedError
 from homeostat.models.files.keras_order import in_order
 from homeostat.models.keras.layers import array_of, network_of, norms_of, record
 from homeostat.models.keras.save import save
@@ -202,9 +202,23 @@ class KerasModel:
         return batch_statistics
 
     def _run(self, batch: Batch, watch: Watch | None) -> Any:
+        try:
+            found = self._run_once(batch, watch)
+        except UnsupportedError:
+            if keras.backend.backend() != "jax":
+                raise
+        else:
+            # A function that JAX has compiled before does not come to the norms in it.
+            if watch is None or watch.complete or keras.backend.backend() != "jax":
+                return found
+        if watch is not None:
+            watch.seen.clear()
+        return self._run_once(batch, watch, uncompiled=True)
+
+    def _run_once(self, batch: Batch, watch: Watch | None, *, uncompiled: bool = False) -> Any:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_modes_kept(self._model))
-            stack.enter_context(running_eagerly())
+            stack.enter_context(running_eagerly(uncompiled=uncompiled))
             if watch is not None:
                 stack.enter_context(watch.watching())
             return self._model(_packed(self._model, batch), training=False)
@@ -255,9 +269,9 @@ def _fitted(name: str, variable: Any, value: Any) -> Any:
 
 
 def _replicas(model: Any) -> bool | None:
-    """Return whether a model trains on several replicas; None where that is not known."""
+    """Return True for a model made for several replicas; of another one it is not known."""
     strategy = getattr(model, "distribute_strategy", None)
-    return None if strategy is None else strategy.num_replicas_in_sync > 1
+    return True if strategy is not None and strategy.num_replicas_in_sync > 1 else None
 
 
 @contextlib.contextmanager

@@ -29,6 +29,11 @@ class Watch:
         self.seen: dict[str, Moments] = {}
         self._norms, self._chosen, self._weights = norms, frozenset(chosen), weights
 
+    @property
+    def complete(self) -> bool:
+        """Whether every norm was seen."""
+        return len(self.seen) == len(self._norms)
+
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Watch while the body runs; the layers are as before afterwards."""
@@ -114,8 +119,12 @@ def array_in(name: str, tensor: Any) -> Any:
 
 
 @contextlib.contextmanager
-def running_eagerly() -> Iterator[None]:
-    """Run models step by step, without gradients, and undo what they do to variables."""
+def running_eagerly(*, uncompiled: bool = False) -> Iterator[None]:
+    """Run models step by step, without gradients, and undo what they do to variables.
+
+    Args:
+        uncompiled: whether JAX also takes scans and compiled functions apart, which is slow.
+    """
     with contextlib.ExitStack() as stack:
         backend = keras.backend.backend()
         if backend == "tensorflow":
@@ -128,5 +137,9 @@ def running_eagerly() -> Iterator[None]:
             import torch
 
             stack.enter_context(torch.no_grad())
+        if backend == "jax" and uncompiled:
+            import jax
+
+            stack.enter_context(jax.disable_jit())
         stack.enter_context(keras.StatelessScope())
         yield
