@@ -59,12 +59,19 @@ def test_names_are_unique() -> None:
     assert max(Counter(rule.info.name for rule in RULES.values()).values()) == 1
 
 
+def page(*sections: str, summary: str = "S.") -> str:
+    return "\n\n".join((summary, *sections))
+
+
+WHAT, WHY = "What it does:\n    a", "Why is this bad:\n    b"
+INSTEAD = "What to do instead:\n    c"
 BROKEN_PAGES = {
-    "no sections": "One line.",
-    "no summary": "What it does:\n    a\n\nWhy is this bad:\n    b\n\nWhat to do instead:\n    c\n",
-    "empty section": "S.\n\nWhat it does:\n\nWhy is this bad:\n    b\n\nWhat to do instead:\n    c\n",
-    "out of order": "S.\n\nWhy is this bad:\n    b\n\nWhat it does:\n    a\n\nWhat to do instead:\n    c",
-    "unknown": "S.\n\nWhat it does:\n    a\n\nWhy:\n    b\n\nWhat to do instead:\n    c\n",
+    "no sections": page(),
+    "no summary": page(WHAT, WHY, INSTEAD, summary=""),
+    "two lines": page(WHAT, WHY, INSTEAD, summary="S\nT."),
+    "empty section": page("What it does:\n", WHY, INSTEAD),
+    "out of order": page(WHY, WHAT, INSTEAD),
+    "unknown": page(WHAT, "Why:\n    b", INSTEAD),
 }
 
 
