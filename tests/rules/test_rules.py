@@ -96,8 +96,8 @@ def test_what_is_missing_is_said() -> None:
     reasons = {skipped.rule: skipped for skipped in audit.skipped}
     assert "--data" in reasons["BN040"].reason
     assert reasons["BN040"].norm is None
-    assert "does not tell its epsilon" in reasons["BN004"].reason
-    assert reasons["BN004"].norm == "bn"
+    assert "does not tell its epsilon" in reasons["BN014"].reason
+    assert reasons["BN014"].norm == "bn"
     assert "operations are not known" in reasons["BN030"].reason
     # A norm that has no beta lacks nothing.
     assert not [one for one in judge(model(norm(beta=None))).skipped if one.norm]

@@ -203,8 +203,8 @@ def foldable(subject: ModelSubject) -> Iterator[Outcome]:
         multiplications and additions that an example takes less.
 
     Why is this bad:
-        It is not; it is speed to be had. At inference a batch norm multiplies and adds fixed
-        numbers, which the layer before can do in its own kernel and bias.
+        At inference a batch norm multiplies and adds fixed numbers, which the layer before could do
+        in its own kernel and bias. As it is, it takes time and memory for nothing.
 
     What to do instead:
         Fold them with `homeostat fold` before you deploy.

@@ -130,7 +130,7 @@ def _frozen(subject: NormSubject) -> bool:
     return norm.cumulative or norm.tracking is False
 
 
-@rule("BN023", "warning", fields=("skipped",))
+@rule("BN023", "warning")
 def skipped_updates(subject: NormSubject) -> Iterator[Outcome]:
     """Batches with NaN or infinity were kept out of the moving statistics.
 
