@@ -156,14 +156,18 @@ CASES: list[Case] = [
     Case("BN004", "half dead", "warning", model(norm(moving_variance=some(0.0, VARIANCE, 8)))),
     Case("BN004", "small, not dead", None, model(norm(moving_variance=some(2e-6, VARIANCE)))),
     Case(
-        "BN004", "epsilon not told", None,
-        model(norm(epsilon=None, moving_variance=some(0.0, VARIANCE), unknown={"epsilon"})),
+        "BN004", "epsilon not told", "info",
+        model(norm(epsilon=None, moving_variance=some(1e-9, VARIANCE), unknown={"epsilon"})),
     ),
     Case(
         "BN005", "far off", "warning", model(norm(moving_mean=some(5e3, MEAN))), channels=(0,)
     ),
     Case("BN005", "float16", "warning", model(norm(moving_mean=some(200, MEAN), dtype="float16"))),
     Case("BN005", "bfloat16", "error", model(norm(moving_mean=some(1e3, MEAN), dtype="bfloat16"))),
+    Case(
+        "BN005", "epsilon not told", "warning",
+        model(norm(epsilon=None, moving_mean=some(5e3, MEAN), unknown={"epsilon"})),
+    ),
     Case("BN005", "float32", None, model(norm(moving_mean=some(200, MEAN)))),
     Case("BN010", "NaN", "error", model(norm(gamma=some(np.nan, GAMMA))), channels=(0,)),
     Case("BN010", "infinite beta", "error", model(norm(beta=some(-np.inf, GAMMA)))),

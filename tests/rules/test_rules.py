@@ -59,12 +59,19 @@ def test_names_are_unique() -> None:
     assert max(Counter(rule.info.name for rule in RULES.values()).values()) == 1
 
 
+def page(*sections: str, summary: str = "S.") -> str:
+    return "\n\n".join((summary, *sections))
+
+
+WHAT, WHY = "What it does:\n    a", "Why is this bad:\n    b"
+INSTEAD = "What to do instead:\n    c"
 BROKEN_PAGES = {
-    "no sections": "One line.",
-    "no summary": "What it does:\n    a\n\nWhy is this bad:\n    b\n\nWhat to do instead:\n    c\n",
-    "empty section": "S.\n\nWhat it does:\n\nWhy is this bad:\n    b\n\nWhat to do instead:\n    c\n",
-    "out of order": "S.\n\nWhy is this bad:\n    b\n\nWhat it does:\n    a\n\nWhat to do instead:\n    c",
-    "unknown": "S.\n\nWhat it does:\n    a\n\nWhy:\n    b\n\nWhat to do instead:\n    c\n",
+    "no sections": page(),
+    "no summary": page(WHAT, WHY, INSTEAD, summary=""),
+    "two lines": page(WHAT, WHY, INSTEAD, summary="S\nT."),
+    "empty section": page("What it does:\n", WHY, INSTEAD),
+    "out of order": page(WHY, WHAT, INSTEAD),
+    "unknown": page(WHAT, "Why:\n    b", INSTEAD),
 }
 
 
@@ -89,8 +96,8 @@ def test_what_is_missing_is_said() -> None:
     reasons = {skipped.rule: skipped for skipped in audit.skipped}
     assert "--data" in reasons["BN040"].reason
     assert reasons["BN040"].norm is None
-    assert "does not tell its epsilon" in reasons["BN004"].reason
-    assert reasons["BN004"].norm == "bn"
+    assert "does not tell its epsilon" in reasons["BN014"].reason
+    assert reasons["BN014"].norm == "bn"
     assert "operations are not known" in reasons["BN030"].reason
     # A norm that has no beta lacks nothing.
     assert not [one for one in judge(model(norm(beta=None))).skipped if one.norm]

@@ -23,6 +23,16 @@ Outcome = Finding | Skipped
 SECTIONS = ("What it does", "Why is this bad", "What to do instead", "Fix safety")
 """The headings of a rule's docstring, in this order; the last may be missing."""
 
+UNTOLD = {
+    "moving_mean": "its moving mean",
+    "moving_variance": "its moving variance",
+    "stored_variance": "which kind of variance it stores",
+    "updates": "how many updates there were",
+    "trainable": "whether training moves gamma and beta",
+    "tracking": "whether training moves the statistics",
+}
+"""Fields of a norm that have other words than their names."""
+
 RULES: dict[str, Rule] = {}
 """Every rule by its identifier."""
 
@@ -127,6 +137,16 @@ class NormSubject(ModelSubject):
         """Epsilon, for rules that declared it."""
         return self._number("epsilon")
 
+    def suppose_epsilon(self, otherwise: float) -> tuple[float, str]:
+        """Return epsilon, or what to take for it where it is not told, and a word on that.
+
+        Args:
+            otherwise: the framework's default with which the rule speaks less.
+        """
+        if self.norm.epsilon is not None:
+            return self.epsilon, ""
+        return otherwise, f" (not told, taken as {otherwise:g})"
+
     @property
     def momentum(self) -> float:
         """Momentum as the weight of the old value, for rules that declared it."""
@@ -197,12 +217,12 @@ class Rule:
     def _judge(self, subject: NormSubject) -> Iterable[Outcome]:
         norm = subject.norm
         lacking = [name for name in self.fields if getattr(norm, name) is None]
-        untold = [name.replace("_", " ") for name in lacking if name in norm.unknown]
+        untold = [UNTOLD.get(name, f"its {name}") for name in lacking if name in norm.unknown]
         if untold:
             return [
                 subject.skip(
-                    f"the source does not tell its {' and '.join(untold)}. Audit the live model, "
-                    "or a file that holds the configuration too."
+                    f"the source does not tell {' and '.join(untold)}. Audit the live model, or a "
+                    "file that holds that too."
                 )
             ]
         if lacking or norm.channels == 0:

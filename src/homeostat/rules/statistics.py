@@ -126,7 +126,7 @@ def negative_variance(subject: NormSubject) -> Iterator[Outcome]:
     )
 
 
-@rule("BN004", "warning", fields=("moving_variance", "epsilon"))
+@rule("BN004", "warning", fields=("moving_variance",))
 def vanishing_variance(subject: NormSubject) -> Iterator[Outcome]:
     """A moving variance is nothing beside epsilon: the channel's input is constant.
 
@@ -134,7 +134,7 @@ def vanishing_variance(subject: NormSubject) -> Iterator[Outcome]:
         Finds channels whose moving variance is below `vanishing-variance` (0.001) of epsilon. From
         `dead-share` (half) of a norm's channels on it is a warning, below that a piece of
         information: networks that are trained on ImageNet with weight decay have such channels
-        in many layers, and work.
+        in many layers, and work. Where a file does not tell epsilon, it is taken as 1e-5.
 
     Why is this bad:
         These channels carry nothing, but cost as much as others. If at inference their input is
@@ -145,7 +145,8 @@ def vanishing_variance(subject: NormSubject) -> Iterator[Outcome]:
         If half of a layer is dead, look at its activation, its learning rate and its start. Dead
         channels can be pruned: with the moving mean they amount to a constant.
     """
-    limit = subject.settings.thresholds.vanishing_variance * subject.epsilon
+    epsilon, told = subject.suppose_epsilon(1e-5)
+    limit = subject.settings.thresholds.vanishing_variance * epsilon
     variance = subject.variance
     vanishing = (variance >= 0) & (variance < limit)
     number = np.count_nonzero(vanishing)
@@ -153,7 +154,7 @@ def vanishing_variance(subject: NormSubject) -> Iterator[Outcome]:
         return
     many = number >= subject.settings.thresholds.dead_share * vanishing.size
     yield subject.find(
-        f"variance below {limit:.3g}, nothing beside epsilon {subject.epsilon:g}, at "
+        f"variance below {limit:.3g}, nothing beside epsilon {epsilon:g}{told}, at "
         f"{count_channels(vanishing)}; the smallest is {variance[vanishing].min():.3g}.",
         vanishing,
         severity="warning" if many else "info",
@@ -162,7 +163,7 @@ def vanishing_variance(subject: NormSubject) -> Iterator[Outcome]:
     )
 
 
-@rule("BN005", "warning", fields=(*STATISTICS, "epsilon"))
+@rule("BN005", "warning", fields=STATISTICS)
 def exploded_mean(subject: NormSubject) -> Iterator[Outcome]:
     """The mean is so many standard deviations from 0 that digits are lost.
 
@@ -173,7 +174,7 @@ def exploded_mean(subject: NormSubject) -> Iterator[Outcome]:
         a ratio of 102 in float16 and 12.8 in bfloat16. In any dtype the ratio must stay below
         `mean-to-std` (1000), where a variance taken as E[x²] − E[x]² in float32 is off by 6 %.
         Behind a linear operation the ratio is seldom above 10. It is an error where rounding alone
-        moves inputs by a standard deviation.
+        moves inputs by a standard deviation. Where a file tells no epsilon, it is taken as 1e-3.
 
     Why is this bad:
         The norm subtracts two large numbers that are nearly the same. Its output is then rounding
@@ -186,7 +187,8 @@ def exploded_mean(subject: NormSubject) -> Iterator[Outcome]:
     """
     roundoff = precision(subject.norm.dtype).roundoff
     thresholds = subject.settings.thresholds
-    deviation = np.sqrt(np.maximum(subject.variance, 0) + subject.epsilon)
+    epsilon, _ = subject.suppose_epsilon(1e-3)
+    deviation = np.sqrt(np.maximum(subject.variance, 0) + epsilon)
     ratio = np.abs(subject.mean) / deviation
     ratio[~np.isfinite(ratio)] = 0
     limit = min(thresholds.mean_to_std, thresholds.rounding / roundoff)

@@ -45,7 +45,7 @@ class Thresholds:
     elements: float = 16
     examples: float = 4
     replica_examples: float = 32
-    dropout_rate: float = 0.2
+    dropout_rate: float = 0.5
     mean_shift: float = 0.5
     log_variance_ratio: float = 0.7
     shifted_share: float = 0.1

@@ -130,7 +130,7 @@ def _frozen(subject: NormSubject) -> bool:
     return norm.cumulative or norm.tracking is False
 
 
-@rule("BN023", "warning", fields=("skipped",))
+@rule("BN023", "warning")
 def skipped_updates(subject: NormSubject) -> Iterator[Outcome]:
     """Batches with NaN or infinity were kept out of the moving statistics.
 
@@ -222,16 +222,17 @@ def batch_statistics(subject: NormSubject) -> Iterator[Outcome]:
         )
 
 
-@rule("BN026", "warning", needs=("graph", "batch size"))
+@rule("BN026", "warning", needs=("batch size",))
 def few_elements(subject: NormSubject) -> Iterator[Outcome]:
     """An update takes its statistics over too few elements.
 
     What it does:
         Multiplies the batch size of training with the positions that the norm's input has for each
-        channel. Below `elements` (16) a batch's variance is off by more than a third (its relative
-        standard error is the root of 2 / (n − 1)). Below `examples` (4) in a batch it speaks too,
-        however many positions there are: those of one image are much alike. One element for each
-        channel is an error: its variance is 0. Norms with frozen statistics are left alone.
+        channel, which the model's graph or data tells. Below `elements` (16) a batch's variance is
+        off by more than a third (its relative standard error is the root of 2 / (n − 1)). Below
+        `examples` (4) in a batch it speaks too, however many positions there are: those of one
+        image are much alike. One element for each channel is an error: its variance is 0. Norms
+        with frozen statistics are left alone.
 
     Why is this bad:
         The noise of the statistics is the noise of the network. Below 8 images its error rises
@@ -245,19 +246,16 @@ def few_elements(subject: NormSubject) -> Iterator[Outcome]:
     if subject.norm.tracking is False:
         return
     size, limits = subject.settings.batch_size or 1, subject.settings.thresholds
-    counts = [
-        _positions(operation.shape, subject.norm.channels) for operation in subject.operations
-    ]
-    known = [count for count in counts if count is not None]
-    elements = size * min(known) if known else None
+    positions = _positions(subject)
+    elements = None if positions is None else size * positions
     if elements is None and size >= limits.examples:
-        yield subject.skip("the graph does not tell the size of its input.")
+        yield subject.skip("neither the graph nor data tells the size of its input.")
     elif elements is not None and elements < limits.elements:
         noise = np.sqrt(2 / (elements - 1)) if elements > 1 else np.inf
         off = f"by about {noise:.0%}" if elements > 1 else "altogether: it is 0"
         yield subject.find(
-            f"an update of {size} examples has {elements} elements for each channel; its variance "
-            f"is off {off}.",
+            f"an update of {size} examples has {elements:g} elements for each channel; its "
+            f"variance is off {off}.",
             severity="error" if elements <= 1 else "warning",
             elements=elements,
             examples=size,
@@ -270,8 +268,20 @@ def few_elements(subject: NormSubject) -> Iterator[Outcome]:
         )
 
 
-def _positions(shape: tuple[int | None, ...] | None, channels: int | None) -> int | None:
-    """Return how many elements of each channel an example has; None if not known."""
+def _positions(subject: NormSubject) -> float | None:
+    """Return how many elements of each channel an example has at least; None if not known."""
+    seen = subject.observation
+    if seen is not None and subject.norm.name in seen.inputs and seen.examples:
+        uses = max(len(subject.norm.operations), 1)
+        found = float(np.min(seen.inputs[subject.norm.name].count)) / seen.examples / uses
+        return found if np.isfinite(found) and found > 0 else None
+    if subject.model.graph is None:
+        return None
+    counts = [_count(one.shape, subject.norm.channels) for one in subject.operations]
+    return min((count for count in counts if count is not None), default=None)
+
+
+def _count(shape: tuple[int | None, ...] | None, channels: int | None) -> int | None:
     if shape is None or channels is None or len(shape) < 2 or channels not in shape[1:]:
         return None
     sizes = list(shape[1:])
