@@ -9,8 +9,8 @@ const QUANTITIES = {
 const CHARTS = [
   { title: "Mean", of: ["moving_mean", "observed_mean"] },
   { title: "Variance", of: ["moving_variance", "observed_variance"], logarithmic: true },
-  { title: "Mean shift, in standard deviations", of: ["shift"] },
-  { title: "Log of moving over observed variance", of: ["drift"] },
+  { title: "Observed minus moving mean, in moving standard deviations", of: ["shift"] },
+  { title: "Logarithm of observed over moving variance", of: ["drift"] },
   { title: "Gamma", of: ["gamma"] },
   { title: "Beta", of: ["beta"] },
 ];
@@ -36,8 +36,9 @@ function quantitiesOf(norm) {
   const from = (of) => Float64Array.from(mean, (_, channel) => of(channel));
   if (mean && variance) found.ratio = from((c) => Math.abs(mean[c]) / Math.sqrt(variance[c]));
   if (mean && variance && seen) {
-    found.shift = from((c) => (mean[c] - seen[c]) / Math.sqrt(spread[c] + norm.epsilon));
-    found.drift = from((c) => Math.log((variance[c] + norm.epsilon) / (spread[c] + norm.epsilon)));
+    const moving = (c) => Math.max(variance[c], 0) + norm.epsilon;
+    found.shift = from((c) => (seen[c] - mean[c]) / Math.sqrt(moving(c)));
+    found.drift = from((c) => Math.log((spread[c] + norm.epsilon) / moving(c)));
   }
   return found;
 }

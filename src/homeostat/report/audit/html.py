@@ -64,6 +64,7 @@ def render_audit(audit: Audit) -> str:
         data=_data_words(observation),
         sections=_sections(audit, places),
         skipped=_skipped(audit),
+        skipped_rules=several(len({each.rule for each in audit.skipped}), "rule"),
         norms=[_embed(line, audit) for line in lines],
     )
 

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from homeostat.models.records import BatchNormRecord
-from homeostat.moments import Moments
 from homeostat.rules.findings import Audit, Finding, Severity
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-DRIFT = 1.0
-"""From this many standard deviations on, or factors e of variance, a channel counts as drifted."""
+VANISHING = 1e-3
+"""A channel varies no more once its variance is this part of epsilon."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Line:
         worst: the worst severity among these; None for a clean one.
         height: of its bar in the strip, 1 to 8, by its channels.
         unmoved: channels whose statistics are still 0 and 1; None without statistics.
-        dead: channels that never vary or that gamma silences; None where neither is known.
-        drifted: channels whose moving statistics are far from the observed; None without data.
+        dead: channels that do not vary or that gamma silences; None where neither is known.
+        drifted: channels that rules of data name; None without data.
         spreads: of ``"ratio"``, |moving mean| over moving standard deviation; of ``"variance"``,
             the moving one; and of ``"gamma"``.
     """
@@ -64,57 +63,54 @@ def look_over(audit: Audit) -> list[Line]:
     found: dict[str | None, list[Finding]] = {}
     for finding in audit.findings:
         found.setdefault(finding.norm, []).append(finding)
-    inputs = audit.observation.inputs if audit.observation else {}
-    spreads = _spreads(audit.model.norms)
-    return [
-        _line(norm, found.get(norm.name, []), inputs.get(norm.name), spread)
-        for norm, spread in zip(audit.model.norms, spreads, strict=True)
-    ]
+    of_data = {rule.identifier for rule in audit.rules if "data" in rule.needs}
+    seen = audit.observation.inputs if audit.observation else {}
+    lines: list[Line] = []
+    for norm, spreads in zip(audit.model.norms, _spreads(audit.model.norms), strict=True):
+        findings = found.get(norm.name, [])
+        drifting = [finding for finding in findings if finding.rule in of_data]
+        drifted = _named(drifting, norm.channels or 0) if norm.name in seen else None
+        lines.append(
+            Line(
+                norm,
+                tuple(findings),
+                worst_of(findings),
+                height=min(8, max(1, int(norm.channels or 1).bit_length() - 3)),
+                unmoved=_unmoved(norm),
+                dead=_dead(norm),
+                drifted=drifted,
+                spreads=spreads,
+            )
+        )
+    return lines
 
 
-def _line(
-    norm: BatchNormRecord,
-    findings: Sequence[Finding],
-    observed: Moments | None,
-    spreads: dict[str, Spread],
-) -> Line:
-    mean, variance = norm.moving_mean, norm.moving_variance
-    still = None if mean is None or variance is None else (mean == 0) & (variance == 1)
+def _unmoved(norm: BatchNormRecord) -> int | None:
+    if norm.moving_mean is None or norm.moving_variance is None:
+        return None
+    return int(np.sum((norm.moving_mean == 0) & (norm.moving_variance == 1)))
+
+
+def _dead(norm: BatchNormRecord) -> int | None:
     silent = [] if norm.gamma is None else [norm.gamma == 0]
-    silent += [] if variance is None else [variance == 0]
-    drift = None if observed is None else drifted(norm, observed)
-    return Line(
-        norm,
-        tuple(findings),
-        worst_of(findings),
-        height=min(8, max(1, int(norm.channels or 1).bit_length() - 3)),
-        unmoved=None if still is None else int(np.sum(still)),
-        dead=int(np.sum(np.logical_or.reduce(silent))) if silent else None,
-        drifted=None if drift is None else int(np.sum(drift)),
-        spreads=spreads,
-    )
+    if norm.moving_variance is not None:
+        silent.append(np.abs(norm.moving_variance) <= VANISHING * (norm.epsilon or 0.0))
+    return int(np.sum(np.logical_or.reduce(silent))) if silent else None
+
+
+def _named(findings: Iterable[Finding], channels: int) -> int:
+    """Return how many channels findings name; one that affects all of them names none."""
+    named: set[int] = set()
+    for finding in findings:
+        everywhere = finding.figures.get("affected", 0) >= channels
+        named.update(range(channels) if everywhere else finding.channels)
+    return len(named)
 
 
 def worst_of(findings: Iterable[Finding]) -> Severity | None:
     """Return the worst severity among findings; None for none."""
     severities = {finding.severity for finding in findings}
     return next((each for each in ("error", "warning", "info") if each in severities), None)
-
-
-def drifted(norm: BatchNormRecord, observed: Moments) -> Array | None:
-    """Return for each channel whether its moving statistics are far from the observed ones.
-
-    By `DRIFT` or more, as |mean - observed mean| / sqrt(observed variance + epsilon), or as
-    |log((variance + epsilon) / (observed variance + epsilon))|; or not comparable.
-    """
-    if norm.moving_mean is None or norm.moving_variance is None:
-        return None
-    epsilon = norm.epsilon or 0.0
-    with np.errstate(all="ignore"):
-        scale = np.asarray(observed.variance, np.float64) + epsilon
-        shift = np.abs(norm.moving_mean.astype(np.float64) - observed.mean) / np.sqrt(scale)
-        ratio = np.abs(np.log((norm.moving_variance.astype(np.float64) + epsilon) / scale))
-    return ~((shift < DRIFT) & (ratio < DRIFT))
 
 
 def _spreads(norms: Sequence[BatchNormRecord]) -> list[dict[str, Spread]]:
