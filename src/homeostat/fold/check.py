@@ -22,9 +22,7 @@ class Agreement(NamedTuple):
     note: str = ""
 
 
-def compare(
-    foldable: Foldable, original: Any, folded: Any, batches: Sequence[Batch]
-) -> Agreement:
+def compare(foldable: Foldable, original: Any, folded: Any, batches: Sequence[Batch]) -> Agreement:
     """Run two models on some batches, in float64 where the model allows that.
 
     Args:

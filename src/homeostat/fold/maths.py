@@ -68,7 +68,7 @@ def fold_behind(linear: LinearOp, affine: Affine) -> LinearOp:
         affine: of the norm.
 
     Returns:
-        The operation with float64 kernels and bias.
+        The operation with float64 kernels, and a float64 bias also where it had none.
 
     Example:
         >>> import numpy as np
@@ -81,7 +81,7 @@ def fold_behind(linear: LinearOp, affine: Affine) -> LinearOp:
     scaled = _times(last, affine.scale, last.outputs)
     bias = np.zeros_like(affine.offset) if linear.bias is None else linear.bias
     bias = np.asarray(bias, np.float64) * affine.scale + affine.offset
-    return replace(linear, kernels=(*front, scaled), bias=_bias(linear, bias))
+    return replace(linear, kernels=(*front, scaled), bias=bias)
 
 
 def fold_ahead(linear: LinearOp, affine: Affine) -> LinearOp:
@@ -111,12 +111,7 @@ def fold_ahead(linear: LinearOp, affine: Affine) -> LinearOp:
         shift = _sums(_times(kernel, shift, kernel.inputs))
     scaled = _times(first, affine.scale, first.inputs)
     bias = shift if linear.bias is None else np.asarray(linear.bias, np.float64) + shift
-    return replace(linear, kernels=(scaled, *rest), bias=_bias(linear, bias))
-
-
-def _bias(linear: LinearOp, bias: Float64) -> Float64 | None:
-    # A linear operation that had none stays without one where there is nothing to add.
-    return bias if linear.bias is not None or np.any(bias) else None
+    return replace(linear, kernels=(scaled, *rest), bias=bias)
 
 
 def _times(kernel: Kernel, channels: Float64, axes: tuple[int, ...]) -> Kernel:

@@ -52,20 +52,23 @@ def plan(sites: Sites, *, forward: bool = True) -> Plan:
     names = [name for name in names if name in sites.norms]
     left: dict[str, str] = {}
     for name in names:
+        reason = _unusable(sites.norms[name])
+        if reason:
+            found.folds[name] = _left(sites.norms[name], reason)
+            continue
         try:
             _behind(found, name)
-        except _Stays as reason:
-            left[name] = str(reason)
+        except _Stays as stays:
+            left[name] = str(stays)
     # The last of several norms before a linear operation is the next to it.
-    for name in reversed(left):
-        norm = sites.norms[name]
-        found.folds[name] = _left(norm, left[name])
-        if not forward or norm.why_not or left[name] == _unusable(norm):
+    for name, reason in reversed(left.items()):
+        found.folds[name] = _left(sites.norms[name], reason)
+        if not forward:
             continue
         try:
             _ahead(found, name)
-        except _Stays as reason:
-            found.folds[name] = _left(norm, "; ".join(filter(None, (left[name], str(reason)))))
+        except _Stays as stays:
+            found.folds[name] = _left(sites.norms[name], f"{reason}; {stays}")
     return found
 
 
@@ -89,17 +92,10 @@ def _unusable(norm: NormOp) -> str:
     return ""
 
 
-def _affine(norm: NormOp) -> Affine:
-    reason = _unusable(norm)
-    if reason:
-        raise _Stays(reason)
-    return affine_of(norm.record)
-
-
 def _behind(found: Plan, name: str) -> None:
     """Fold a norm into the linear operation before it, or raise."""
     sites, norm = found.sites, found.sites.norms[name]
-    graph, affine = sites.graph, _affine(norm)
+    graph, affine = sites.graph, affine_of(norm.record)
     before = graph[graph[name].inputs[0]]
     consumer = graph[name]
     while True:
@@ -119,14 +115,14 @@ def _behind(found: Plan, name: str) -> None:
 def _ahead(found: Plan, name: str) -> None:
     """Fold a norm into the linear operation after it, or raise."""
     sites, norm = found.sites, found.sites.norms[name]
-    graph, affine = sites.graph, _affine(norm)
+    graph, affine = sites.graph, affine_of(norm.record)
     here = graph[name]
     if norm.remains:
         raise _Stays(f"{norm.remains} is fused behind it")
     while True:
         consumers = graph.consumers(here.name)
         if not consumers:
-            raise _Stays("nothing follows it")
+            raise _Stays("nothing is after it")
         following = consumers[0]
         _check_alone(found, here, following)
         if following.name in sites.linears:
@@ -138,7 +134,9 @@ def _ahead(found: Plan, name: str) -> None:
     if linear.why_not:
         raise _Stays(f"{_told(following)} {linear.why_not}")
     if linear.padded and np.any(affine.offset):
-        raise _Stays(f"{_told(following)} after it sees zeros around its input, which it would shift")
+        raise _Stays(
+            f"{_told(following)} after it sees zeros around its input, which it would shift"
+        )
     _check_pair(following, linear, norm)
     _take(found, name, following, linear, fold_ahead(linear, affine), "after")
 
@@ -175,9 +173,7 @@ def _check_pair(operation: Operation, linear: LinearOp, norm: NormOp) -> None:
             f"axis {_or_unknown(linear.axis)}"
         )
     if linear.dtype != (norm.record.dtype or "") and linear.dtype and norm.record.dtype:
-        raise _Stays(
-            f"it computes in {norm.record.dtype}, {_told(operation)} in {linear.dtype}"
-        )
+        raise _Stays(f"it computes in {norm.record.dtype}, {_told(operation)} in {linear.dtype}")
 
 
 def _take(
@@ -205,6 +201,8 @@ def _take(
 
 
 def _told(operation: Operation) -> str:
+    if operation.kind == "input":
+        return "an input of the model"
     kind, name = operation.type or operation.kind, operation.layer or operation.name
     return kind if kind == name else f"{kind} {name!r}"
 

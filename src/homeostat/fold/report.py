@@ -118,7 +118,7 @@ class FoldReport:
 
     def _savings(self) -> str:
         unknown = sum(norm.operations is None for norm in self.folded)
-        more = f", and those of {unknown} norms whose sizes vary" if unknown else ""
+        more = f", not counting {unknown} of the norms, whose sizes vary" if unknown else ""
         return (
             f"saved: {self.parameters:,} of {self.parameters_before:,} parameters, "
             f"{self.operations:,} multiplications and additions for each example{more}"

@@ -39,9 +39,7 @@ _KINDS: dict[type, Kind] = {
         "identity",
     ),
 }
-LINEAR_LAYERS = tuple(
-    cls for cls in _KINDS if _KINDS[cls] == "dense" or "conv" in _KINDS[cls]
-)
+LINEAR_LAYERS = tuple(cls for cls in _KINDS if _KINDS[cls] == "dense" or "conv" in _KINDS[cls])
 
 
 def kind_of(operation: Any) -> Kind:

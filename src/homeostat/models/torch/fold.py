@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -171,7 +170,7 @@ class Remainder(nn.Module):
         input: torch.Tensor,  # noqa: A002
         residual: torch.Tensor | None = None,
         *,
-        weights: torch.Tensor | None = None,  # noqa: ARG002
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Add the residual and apply the activation; weights are for training."""
         y = input if residual is None else input + residual

@@ -79,7 +79,9 @@ def why_not_linear(module: nn.Module) -> str:
     """Return why a module does not do what its linear class does; "" where it does."""
     cls = linear_class(module)
     for name in ("forward", "_conv_forward", "__call__"):
-        if getattr(type(module), name, None) is not getattr(cls, name, None) or name in vars(module):
+        if getattr(type(module), name, None) is not getattr(cls, name, None) or name in vars(
+            module
+        ):
             return f"has its own {name}"
     if parametrize.is_parametrized(module):
         return "is parametrized"
