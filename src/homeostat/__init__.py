@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from homeostat.errors import (
     DataError,
+    DisagreementError,
     DTypeError,
     HomeostatError,
     HomeostatWarning,
@@ -51,6 +52,7 @@ __all__ = [
     "Convention",
     "DTypeError",
     "DataError",
+    "DisagreementError",
     "HomeostatError",
     "HomeostatWarning",
     "Layout",

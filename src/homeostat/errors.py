@@ -47,6 +47,10 @@ class UnsupportedError(HomeostatError, NotImplementedError):
     """What was asked for cannot be done here; the message says what can."""
 
 
+class DisagreementError(HomeostatError, ArithmeticError):
+    """A rewritten model's outputs differ from the original's by more than is allowed."""
+
+
 class MissingUpdatesError(HomeostatError, RuntimeError):
     """A training step would not update the moving statistics of batch norms that it trains."""
 

@@ -53,7 +53,7 @@ def convert(model: nn.Module, fuse_activations: bool = True) -> Converted:
         name  was          now        fused  not fused because
         1     BatchNorm2d  homeostat  relu
     """
-    _refuse_wrapped(model, "convert")
+    refuse_wrapped(model, "convert")
     before = Snapshot(model)
     try:
         reasons = _replace(model)
@@ -89,7 +89,7 @@ def revert(model: nn.Module) -> nn.Module:
         >>> type(revert(model)[0]), model[1]
         (<class 'torch.nn.modules.batchnorm.BatchNorm1d'>, ReLU())
     """
-    _refuse_wrapped(model, "revert")
+    refuse_wrapped(model, "revert")
     before = Snapshot(model)
     try:
         for _ in unfuse(model):
@@ -110,7 +110,16 @@ def revert(model: nn.Module) -> nn.Module:
     return model
 
 
-def _refuse_wrapped(model: nn.Module, doing: str) -> None:
+def refuse_wrapped(model: nn.Module, doing: str) -> None:
+    """Raise if a model is scripted, compiled or wrapped for distributed training.
+
+    Args:
+        model: any module.
+        doing: what was asked for, such as ``"convert"``.
+
+    Raises:
+        UnsupportedError: it is, or it is no module.
+    """
     if not isinstance(model, nn.Module):
         raise UnsupportedError(
             f"cannot {doing} a {type(model).__name__}: expected a torch.nn.Module. Pass the model."

@@ -19,7 +19,7 @@ from homeostat.torch.patterns import (
     told,
 )
 from homeostat.torch.state import State
-from homeostat.torch.trace import Refused, own_graph, reads_of
+from homeostat.torch.trace import Refused, own_graph, reached, reads_of
 
 
 class Outcome:
@@ -129,16 +129,11 @@ class Fusion:
 
     def _reached(self, names: list[str]) -> str:
         """Return which module without a graph takes one of the named modules out of another."""
-        for name in names:
-            *above, key = name.split(".")
-            for depth in range(len(above) + 1):
-                outer = ".".join(above[:depth])
-                others, uncalled = self.reads.get(outer, ((), ()))
-                direct = depth == len(above)
-                if not key.isdigit() and key in (uncalled if direct else others):
-                    kind = kind_of(self.model.get_submodule(outer))
-                    return f"{kind}, which has no graph, reads .{key}"
-        return ""
+        found = reached(self.reads, names)
+        if found is None:
+            return ""
+        kind = kind_of(self.model.get_submodule(found[0]))
+        return f"{kind}, which has no graph, reads .{found[1]}"
 
     def _fuse_sequential(self, name: str, part: nn.Module) -> None:
         children = part._modules

@@ -16,7 +16,7 @@ import itertools
 import operator
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
@@ -50,14 +50,37 @@ def own_graph(module: nn.Module) -> fx.Graph:
         Refused: the forward has no such graph.
     """
     _check_signature(module)
+    training, inference = _graphs(module, (True, False), lambda _: True)
+    if str(training) != str(inference):
+        raise Refused("its forward depends on self.training")
+    return training
+
+
+def inference_graph(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> fx.Graph:
+    """Return the graph of a module's forward in eval mode, through the modules inside it.
+
+    Args:
+        module: any module; it is left as it was.
+        is_leaf: which modules stay one call.
+
+    Raises:
+        Refused: the forward has no such graph.
+    """
+    _check_forward(module)
+    return _graphs(module, (False,), is_leaf)[0]
+
+
+def _graphs(
+    module: nn.Module, modes: tuple[bool, ...], is_leaf: Callable[[nn.Module], bool]
+) -> list[fx.Graph]:
     before = Snapshot(module)
     numbers, more = random.getstate(), np.random.get_state()
     try:
         graphs = []
-        for training in (True, False):
+        for training in modes:
             for part in module.modules():
                 part.__dict__["training"] = training
-            graphs.append(_traced(module))
+            graphs.append(_traced(module, is_leaf))
             if before.differs(but=("training",)):
                 raise Refused("its forward changes the module")
         same = map(np.array_equal, more, np.random.get_state())
@@ -67,14 +90,16 @@ def own_graph(module: nn.Module) -> fx.Graph:
         before.restore()
         random.setstate(numbers)
         np.random.set_state(more)
-    if str(graphs[0]) != str(graphs[1]):
-        raise Refused("its forward depends on self.training")
-    return graphs[0]
+    return graphs
+
+
+def _check_forward(module: nn.Module) -> None:
+    if "forward" in vars(module):
+        raise Refused("its forward was replaced")
 
 
 def _check_signature(module: nn.Module) -> None:
-    if "forward" in vars(module):
-        raise Refused("its forward was replaced")
+    _check_forward(module)
     if isinstance(module, fx.GraphModule):
         raise Refused("it is a GraphModule already; convert before tracing")
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
@@ -85,8 +110,8 @@ def _check_signature(module: nn.Module) -> None:
             raise Refused(f"its forward has the optional argument {parameter.name}")
 
 
-def _traced(module: nn.Module) -> fx.Graph:
-    tracer = _Tracer()
+def _traced(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> fx.Graph:
+    tracer = _Tracer(is_leaf)
     try:
         graph = tracer.trace(module)
     except Refused:
@@ -121,8 +146,9 @@ for _name in ("add", "and", "floordiv", "lshift", "matmul", "mod", "mul", "or", 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, is_leaf: Callable[[nn.Module], bool]) -> None:
         super().__init__()
+        self.is_leaf = is_leaf
         self.modes = _modes()
         self.codes: list[tuple[CodeType, frozenset[str]]] = []
 
@@ -136,7 +162,7 @@ class _Tracer(fx.Tracer):
         return watched, proxies
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+        return self.is_leaf(m)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Proxy(node, self)
@@ -243,6 +269,25 @@ def reads_of(module: nn.Module) -> tuple[set[str], set[str]]:
             if code is not None and name != "__init__":
                 _read(code, others, uncalled)
     return others, uncalled
+
+
+def reached(
+    reads: Mapping[str, tuple[set[str], set[str]]], names: Iterable[str]
+) -> tuple[str, str] | None:
+    """Return which module takes one of the named modules out of another, and by which name.
+
+    Args:
+        reads: of modules without a graph, by their paths, what `reads_of` says.
+        names: paths.
+    """
+    for name in names:
+        *above, key = name.split(".")
+        for depth in range(len(above) + 1):
+            outer = ".".join(above[:depth])
+            others, uncalled = reads.get(outer, ((), ()))
+            if not key.isdigit() and key in (uncalled if depth == len(above) else others):
+                return outer, key
+    return None
 
 
 def _read(code: CodeType, others: set[str], uncalled: set[str]) -> None:
