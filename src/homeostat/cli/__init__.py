@@ -1,6 +1,6 @@
 """The command line: arguments and exit codes, nothing else; one file for related commands.
 
-Exit codes: 0 done, 1 `graph` found forgotten updates, `audit` what it fails on, or `fold` nothing to
+Exit codes: 0 done, 1 `graph` found forgotten updates, `audit` what it fails on or `fold` nothing to
 fold, 2 could not run, 130 stopped by Ctrl-C; `run` ends with its script's.
 """
 

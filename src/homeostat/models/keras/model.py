@@ -12,11 +12,12 @@ import numpy as np
 
 from homeostat.errors import DTypeError, ShapeError, SpecError, UnsupportedError
 from homeostat.models.files.keras_order import in_order
+from homeostat.models.keras.adopt import adopt, normalize_alone
 from homeostat.models.keras.layers import array_of, network_of, norms_of, record
 from homeostat.models.keras.save import save
 from homeostat.models.keras.watch import Watch, running_eagerly
 from homeostat.models.live import Batch
-from homeostat.models.records import ModelRecord
+from homeostat.models.records import BatchNormRecord, ModelRecord
 from homeostat.moments import Moments
 
 _MODES = ("call", "momentum", "epsilon", "spec", "frozen_affine", "frozen_statistics")
@@ -153,6 +154,15 @@ class KerasModel:
         ]
         for variable, value in prepared:
             variable.assign(value)
+
+    def adopt(self, name: str, record: BatchNormRecord) -> None:
+        """Give a norm another's arrays and options; see `homeostat.models.live.LiveModel`."""
+        adopt(name, self._norm(name), record)
+
+    def normalize(self, name: str, inputs: Any) -> Any:
+        """Return one norm's inference of inputs (examples, channels), without its activation."""
+        with _modes_kept(self._model):
+            return normalize_alone(self._norm(name), inputs)
 
     @contextlib.contextmanager
     def preserved(self) -> Iterator[None]:
