@@ -439,6 +439,40 @@ def test_hostile_names_are_text(open_page, tmp_path):
     assert console_errors(chrome) == []
 
 
+def test_odd_records_open_too(open_page, tmp_path):
+    bare = BatchNormRecord("bare", "BatchNorm2d", epsilon=float("nan"), momentum=float("inf"))
+    nothing = np.full(3, np.nan)
+    tiny = np.array([0.0, 1e-310, 1e300])
+    norms = (
+        bare,
+        norm("empty", 0),
+        norm("nowhere", 3, moving_mean=nothing, moving_variance=nothing, gamma=nothing),
+        norm("far", 3, moving_mean=tiny, moving_variance=tiny, gamma=-tiny),
+        norm("half", 2, gamma=np.array([1, 2], "float16")),
+    )
+    lost = Finding("BN001", "error", "a norm that is not there", "Wrong.", (7,))
+    beyond = Finding("BN003", "info", "half", "Wrong.", (1, 99))
+    observed = Observation(
+        {"far": Moments(3, tiny, tiny), "nowhere": Moments(3, nothing, tiny)}, 1, 3
+    )
+    audit = audit_of(*norms, findings=(lost, beyond), observation=observed)
+    path = write_audit_page(audit, tmp_path / "audit.html")
+    chrome = open_page(path)
+    for index, each in enumerate(norms):
+        chrome.get(f"{path.as_uri()}#norm-{index}")
+        WebDriverWait(chrome, 5).until(
+            lambda _, name=each.name: chrome.find_element(By.ID, "norm-name").text == name
+        )
+    assert "a norm that is not there" in chrome.find_element(By.ID, "finding-0").text
+    chrome.get(f"{path.as_uri()}#norm-0")
+    WebDriverWait(chrome, 5).until(lambda _: "NaN" in chrome.find_element(By.ID, "norm").text)
+    chrome.get(f"{path.as_uri()}#norm-2")
+    WebDriverWait(chrome, 5).until(
+        lambda _: "Moving mean: 3 NaN or ∞." in chrome.find_element(By.ID, "norm").text
+    )
+    assert console_errors(chrome) == []
+
+
 def test_a_norm_of_4096_channels_opens_in_less_than_a_second(open_page, tmp_path):
     rng = np.random.default_rng(0)
     wide = norm(
