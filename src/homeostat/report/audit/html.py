@@ -42,7 +42,7 @@ def write_audit_page(audit: Audit, path: Path) -> Path:
 def render_audit(audit: Audit) -> str:
     """Return the page's HTML.
 
-    The charts are drawn by the page's own script, so that ResNet50's page is a tenth of Plotly.
+    The page's own script draws the charts: ResNet50's page is less than a quarter of Plotly.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
