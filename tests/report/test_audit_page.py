@@ -29,7 +29,7 @@ from tests.report.test_browser import background, console_errors, requests
 
 TAG = "<img src=x onerror=alert(1)>"
 BREAK = "</script><script>document.title='broken'</script><!--"
-REVERSED = "conv\u202enb\u2028\x00\x1b[31m\ud800"
+REVERSED = "conv\n\u202enb\u2028\x00\x1b[31m\ud800"
 LONG = "block/" * 2000
 
 
@@ -108,12 +108,20 @@ def test_nothing_can_be_asked_from_elsewhere():
 
 def test_numbers_come_through_whole():
     odd = np.array([np.nan, np.inf, -np.inf, 1e-45], "float32")
-    wide = np.array([1e300, 1e-300, 0.1, -3.0])
-    record = norm("bn", moving_mean=odd, moving_variance=wide, beta=np.full(4, 0.1, "float16"))
-    arrays = data_of(render_audit(audit_of(record)))[0]["arrays"]
-    assert arrays["beta"] == {"count": 4, "all": float(np.float16(0.1))}
-    assert set(arrays["moving_mean"]) == {"float32"}
-    assert set(arrays["moving_variance"]) == {"float64"}
+    large, small = np.array([1e300, 0.1]), np.array([1e-300, 0.1])
+    arrays = data_of(
+        render_audit(
+            audit_of(
+                norm("odd", moving_mean=odd, beta=np.full(4, 0.1, "float16")),
+                norm("wide", 2, moving_mean=large, moving_variance=small),
+            )
+        )
+    )
+    narrow, wide = (each["arrays"] for each in arrays)
+    assert narrow["beta"] == {"count": 4, "all": float(np.float16(0.1))}
+    assert set(narrow["moving_mean"]) == {"float32"}
+    assert set(wide["moving_mean"]) == {"float64"}
+    assert set(wide["moving_variance"]) == {"float64"}
 
 
 def test_what_comes_from_files_is_text():
@@ -374,6 +382,7 @@ def test_the_channels_table_follows_the_order(open_page, resnet_page):
     WebDriverWait(chrome, 5).until(lambda _: len(chrome.execute_script(rows)) == 100)
     first = as_number(chrome.execute_script(rows)[0])
     assert first == pytest.approx(np.nanmin(mean), rel=1e-5)
+    assert numbers(chrome)["Channel"] == str(np.nanargmin(mean))
     for _ in range(5):
         chrome.find_element(By.CSS_SELECTOR, "[data-turn='1']").send_keys(Keys.ENTER)
     # What is no number is last, and tells so.
@@ -423,7 +432,7 @@ def test_hostile_names_are_text(open_page, tmp_path):
     shown = visible_norms(chrome)
     assert shown[0] == TAG
     assert shown[1] == BREAK
-    assert shown[2] == "conv\\u202enb\\u2028\\x00\\x1b[31m\\ud800"
+    assert shown[2] == "conv\\n\\u202enb\\u2028\\x00\\x1b[31m\\ud800"
     assert len(shown[3]) < 100
     whole = (TAG, BREAK, shown[2], LONG)
     for index, name in enumerate(whole):
@@ -436,6 +445,40 @@ def test_hostile_names_are_text(open_page, tmp_path):
         )
         assert chrome.execute_script(size) == [375, 375]
     assert chrome.find_elements(By.TAG_NAME, "img") == []
+    assert console_errors(chrome) == []
+
+
+def test_odd_records_open_too(open_page, tmp_path):
+    bare = BatchNormRecord("bare", "BatchNorm2d", epsilon=float("nan"), momentum=float("inf"))
+    nothing = np.full(3, np.nan)
+    tiny = np.array([0.0, 1e-310, 1e300])
+    norms = (
+        bare,
+        norm("empty", 0),
+        norm("nowhere", 3, moving_mean=nothing, moving_variance=nothing, gamma=nothing),
+        norm("far", 3, moving_mean=tiny, moving_variance=tiny, gamma=-tiny),
+        norm("half", 2, gamma=np.array([1, 2], "float16")),
+    )
+    lost = Finding("BN001", "error", "a norm that is not there", "Wrong.", (7,))
+    beyond = Finding("BN003", "info", "half", "Wrong.", (1, 99))
+    observed = Observation(
+        {"far": Moments(3, tiny, tiny), "nowhere": Moments(3, nothing, tiny)}, 1, 3
+    )
+    audit = audit_of(*norms, findings=(lost, beyond), observation=observed)
+    path = write_audit_page(audit, tmp_path / "audit.html")
+    chrome = open_page(path)
+    for index, each in enumerate(norms):
+        chrome.get(f"{path.as_uri()}#norm-{index}")
+        WebDriverWait(chrome, 5).until(
+            lambda _, name=each.name: chrome.find_element(By.ID, "norm-name").text == name
+        )
+    assert "a norm that is not there" in chrome.find_element(By.ID, "finding-0").text
+    chrome.get(f"{path.as_uri()}#norm-0")
+    WebDriverWait(chrome, 5).until(lambda _: "NaN" in chrome.find_element(By.ID, "norm").text)
+    chrome.get(f"{path.as_uri()}#norm-2")
+    WebDriverWait(chrome, 5).until(
+        lambda _: "Moving mean: 3 NaN or ∞." in chrome.find_element(By.ID, "norm").text
+    )
     assert console_errors(chrome) == []
 
 
