@@ -76,17 +76,17 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # What is no plain file may never end, or wait for ever.
-        if not path.is_file():
-            raise refusal(path, "is not a file", "a plain file", "Check the path.")
         try:
+            # What is no plain file may never end, or wait for ever.
+            if not path.is_file():
+                raise refusal(path, "is not a file", "a plain file", "Check the path.")
             self.file: BinaryIO = path.open("rb")
         except OSError as error:
             raise refusal(
                 path,
                 f"cannot be read ({error.strerror})",
                 "a file that you may read",
-                "Check its permissions.",
+                "Check its name and permissions.",
             ) from error
         self.size = self.file.seek(0, 2)
 

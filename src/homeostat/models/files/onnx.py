@@ -140,9 +140,9 @@ def _record(
     return BatchNormRecord(
         name=name,
         kind="BatchNormalization",
-        epsilon=shortest(attribute(node, "epsilon", 1e-5)),
-        momentum=shortest(attribute(node, "momentum", 0.9)),
-        training=bool(attribute(node, "training_mode", 0)),
+        epsilon=shortest(attribute(node, "epsilon", "f", 1e-5)),
+        momentum=shortest(attribute(node, "momentum", "f", 0.9)),
+        training=bool(attribute(node, "training_mode", "i", 0)),
         operations=tuple(name for name, _ in nodes),
         unknown=_UNKNOWN | (arrays.keys() - given.keys()),
         **given,

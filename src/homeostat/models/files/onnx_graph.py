@@ -47,6 +47,8 @@ _KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "recurrent"),
 }
 _STANDARD = ("", "ai.onnx")
+# What AttributeProto.type says of each of its fields.
+_ATTRIBUTES = {"f": 1, "i": 2, "s": 3, "t": 4, "ints": 7}
 # float, float16, double and bfloat16.
 _FLOATING = (1, 10, 11, 16)
 
@@ -100,7 +102,7 @@ class OnnxGraph:
     def _take(self, node: Any) -> None:
         inputs = [name for name in node.input if name]
         if node.op_type == "Constant":
-            value = attribute(node, "value")
+            value = attribute(node, "value", "t")
             if value is not None and node.output:
                 self.constants[node.output[0]] = value
                 return
@@ -166,7 +168,7 @@ class OnnxGraph:
         if kind in LINEAR and weight is None:
             return "other"
         if kind == "conv" and len(weight.dims) > 1:
-            group = attribute(node, "group", 1)
+            group = attribute(node, "group", "i", 1)
             return "depthwise_conv" if group > 1 and weight.dims[1] == 1 else kind
         # With a constant it is no sum or product of two branches.
         return "other" if kind in ("add", "multiply") and len(given) < 2 else kind
@@ -185,25 +187,26 @@ class OnnxGraph:
     def _rate(self, node: Any) -> float | None:
         constant = self.constants.get(node.input[1]) if len(node.input) > 1 else None
         if constant is None:
-            return shortest(attribute(node, "ratio", 0.5))
+            return shortest(attribute(node, "ratio", "f", 0.5))
         if constant.float_data:
             return shortest(constant.float_data[0])
         raw = constant.raw_data
         return shortest(struct.unpack("<f", raw)[0]) if len(raw) == 4 else None
 
 
-def attribute(node: Any, name: str, default: Any = None) -> Any:
-    """Return an attribute of a node: a number, bytes, a list of integers, or a tensor.
+def attribute(node: Any, name: str, kind: str, default: Any = None) -> Any:
+    """Return an attribute of a node.
 
     Args:
         node: a `NodeProto`.
         name: the attribute's.
-        default: what to return where the node has none of that name.
+        kind: its field in `AttributeProto`: ``"f"`` for a number, ``"i"`` for an integer, ``"s"``
+            for bytes, ``"t"`` for a tensor, ``"ints"``.
+        default: what to return where the node has none of that name and kind.
     """
     for each in node.attribute:
-        if each.name == name:
-            read = {1: "f", 2: "i", 3: "s", 4: "t", 7: "ints"}.get(each.type)
-            return default if read is None else getattr(each, read)
+        if each.name == name and each.type == _ATTRIBUTES[kind]:
+            return getattr(each, kind)
     return default
 
 
@@ -211,8 +214,8 @@ def _padded(node: Any, kind: Kind) -> bool | None:
     # Padding of a transposed convolution takes from its output.
     if kind not in ("conv", "depthwise_conv"):
         return None
-    automatic = attribute(node, "auto_pad", b"NOTSET")
-    return automatic in (b"SAME_UPPER", b"SAME_LOWER") or any(attribute(node, "pads", ()))
+    automatic = attribute(node, "auto_pad", "s")
+    return automatic in (b"SAME_UPPER", b"SAME_LOWER") or any(attribute(node, "pads", "ints", ()))
 
 
 def shortest(number: float) -> float:

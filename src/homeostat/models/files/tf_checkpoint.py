@@ -188,14 +188,13 @@ def _objects(arrays: Sequence[StoredArray], full_names: Mapping[str, str]) -> li
     keys = {each.name: each.name.removesuffix(_VALUE) for each in kept}
     own = {each.name: full_names.get(each.name, "") for each in kept}
     statistics = [n for n, key in keys.items() if _leaf(key).startswith(("moving_", "running_"))]
-    scopes = {_scope(keys[name]): _scope(own[name]) for name in statistics}
     if not statistics:
-        first = {own[name]: name for name in reversed(own)}
-        return [
-            replace(each, name=own[each.name])
-            for each in kept
-            if first[own[each.name]] == each.name
-        ]
+        # The list that begins with an underscore is in no order.
+        first: dict[str, StoredArray] = {}
+        for each in sorted(kept, key=lambda each: keys[each.name].startswith("_")):
+            first.setdefault(own[each.name], each)
+        return [replace(array, name=name) for name, array in first.items()]
+    scopes = {_scope(keys[name]): _scope(own[name]) for name in statistics}
     readable = len(set(scopes.values())) == len(scopes) and all(scopes.values())
     return [
         replace(each, name=_renamed(keys[each.name], scopes if readable else {})) for each in kept
