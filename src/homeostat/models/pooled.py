@@ -34,8 +34,9 @@ def pool(x: Any, layout: Layout, weights: Any = None) -> Moments:
     Example:
         >>> import numpy as np
         >>> x = np.array([[1.0], [3.0], [np.nan]], "float32")
-        >>> pool(x, Layout.of((3, 1), -1), np.array([1, 1, 0]))
-        Moments(count=2.0, mean=array([2.]), variance=array([1.]))
+        >>> moments = pool(x, Layout.of((3, 1), -1), np.array([1, 1, 0]))
+        >>> float(moments.count), moments.mean.tolist(), moments.variance.tolist()
+        (2.0, [2.0], [1.0])
     """
     x = np.asarray(x)
     if weights is not None:

@@ -59,7 +59,7 @@ def read_hdf5(path: Path) -> ModelRecord:
             _NO_CONFIG,
             count_parameters(tree),
         )
-    except ModelFileError as error:
+    except (ModelFileError, RecursionError) as error:
         raise ModelFileError(f"{path}: {error}") from error
 
 
@@ -103,8 +103,7 @@ def _norms(
                 norm,
                 arrays[norm.path],
                 keras=version,
-                graph=network.graph,
-                training=network.training.get(norm.path),
+                network=network,
             )
             for norm in norms
         ]

@@ -17,7 +17,7 @@ import sys
 import zipfile
 from typing import Any
 
-SECONDS, MEMORY = 10, 2 << 30
+SECONDS, MEMORY = 5, 2 << 30
 """What this process may take: seconds of work and bytes of memory."""
 
 _OBJECTS, _DEPTH, _NAMES = 200_000, 64, 100_000

@@ -43,9 +43,12 @@ def read_keras_archive(path: Path) -> ModelRecord:
     config, metadata = _texts(path)
     try:
         model, version = parse(_json(config, CONFIG)), _version(_json(metadata, METADATA))
-        tree = read_tree(path, WEIGHTS)
-        return _record(path, model, version, tree)
     except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    tree = read_tree(path, WEIGHTS)
+    try:
+        return _record(path, model, version, tree)
+    except (ModelFileError, RecursionError) as error:
         raise ModelFileError(f"{path}: {error}") from error
 
 
@@ -58,8 +61,7 @@ def _record(path: Path, model: Layer, version: int, tree: Tree) -> ModelRecord:
             norm,
             arrays_of(norm, groups.get(norm.path), tree),
             keras=version,
-            graph=network.graph,
-            training=network.training.get(norm.path),
+            network=network,
         )
         for norm in norms_in(model)
     }

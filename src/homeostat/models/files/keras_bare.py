@@ -30,14 +30,17 @@ def bare_norms(tree: Tree, known: Collection[str] = ()) -> list[BatchNormRecord]
     """
     names = names_of_groups(tree)
     found: list[BatchNormRecord] = []
+    taken: dict[str, int] = {}
+    passed = {"", "optimizer", "metrics", *known}
     for group in sorted(tree.groups, key=_counted):
-        inside = any(group == each or group.startswith(f"{each}/") for each in known)
-        if not group or inside or group.split("/")[0] in ("optimizer", "metrics"):
+        # A group comes behind the one that it is in.
+        if group in passed or (group.rpartition("/")[0] or None) in passed:
+            passed.add(group)
             continue
         arrays = _arrays(group, names.get(group) or _path(group), tree)
         if arrays is None:
             continue
-        name = unused(names.get(group) or _path(group), {norm.name for norm in found})
+        name = unused(names.get(group) or _path(group), taken)
         counts = "skipped_updates" in arrays
         # Keras 3 writes names, and stores the population variance.
         stored = "population" if group in names and not counts else None

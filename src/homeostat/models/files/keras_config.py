@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 from homeostat.errors import SpecError
@@ -21,7 +22,8 @@ from homeostat.models.files.keras_layers import Call, Layer, Shape, broken, refe
 from homeostat.models.files.keras_scope import Scope
 from homeostat.models.graph import LINEAR, Graph, Kind, Operation
 
-_OPERATIONS = 100_000
+# A model in a model in a model, each called twice, is more work than its configuration is long.
+_OPERATIONS, _WORK = 100_000, 1_000_000
 
 
 class Network(NamedTuple):
@@ -31,11 +33,13 @@ class Network(NamedTuple):
         graph: its operations; None where the configuration does not tell.
         why_no_graph: why there is none.
         training: for layers that a Keras 2 model calls with ``training`` given, what was given.
+        norms: the operations that apply each batch norm, by the layer's path.
     """
 
     graph: Graph | None
     why_no_graph: str = ""
-    training: Mapping[str, bool] = {}
+    training: Mapping[str, bool] = MappingProxyType({})
+    norms: Mapping[str, Sequence[Operation]] = MappingProxyType({})
 
 
 def read_network(model: Layer, parameters: Mapping[str, int] | None = None) -> Network:
@@ -77,7 +81,11 @@ def read_network(model: Layer, parameters: Mapping[str, int] | None = None) -> N
         raise broken("models are nested too deeply") from error
     except _TooLargeError:
         return Network(None, f"the model has more than {_OPERATIONS} operations")
-    return Network(graph, "", builder.training)
+    norms: dict[str, list[Operation]] = {}
+    for operation in graph.operations:
+        if operation.kind == "batch_norm":
+            norms.setdefault(operation.layer, []).append(operation)
+    return Network(graph, "", builder.training, norms)
 
 
 class _TooLargeError(Exception):
@@ -90,7 +98,7 @@ class _Builder:
     def __init__(self, parameters: Mapping[str, int]) -> None:
         self.operations: list[Operation] = []
         self.training: dict[str, bool] = {}
-        self._parameters = parameters
+        self._parameters, self._work = parameters, 0
         self._shapes: dict[str, Shape | None] = {}
 
     def run(
@@ -107,6 +115,9 @@ class _Builder:
         Returns:
             The operations that are its outputs.
         """
+        self._work += 1 + len(model.layers or ())
+        if self._work > _WORK:
+            raise _TooLargeError
         if model.functional:
             return self._run_functional(model, inputs, prefix, shapes)
         return self._run_sequential(model, inputs, prefix, shapes)

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from homeostat.errors import HomeostatError, ModelFileError
+from homeostat.models.files.keras_config import Network
 from homeostat.models.files.keras_kinds import activation_of
 from homeostat.models.files.keras_layers import Layer, broken
 from homeostat.models.graph import Graph, Operation
 from homeostat.models.records import ARRAYS, Array, BatchNormRecord
 from homeostat.spec import StoredVariance, check_epsilon
 
+# How many operations back a norm's rank is looked for.
+_FAR = 100
 _RENORM = ("moving_stddev", "renorm_mean", "renorm_stddev")
 OURS = "homeostat"
 """The package that Homeostat's layers are registered in."""
@@ -54,8 +57,7 @@ def record_of(
     arrays: Mapping[str, Array],
     *,
     keras: int,
-    graph: Graph | None = None,
-    training: bool | None = None,
+    network: Network | None = None,
 ) -> BatchNormRecord:
     """Return the record of a batch norm.
 
@@ -63,19 +65,19 @@ def record_of(
         layer: its configuration.
         arrays: its variables by the names of `variable_names`.
         keras: the major version of the Keras whose dialect the configuration is in.
-        graph: the model's.
-        training: what Keras 2 calls it with, if the model says.
+        network: what is known of the model.
 
     Raises:
         ModelFileError: an option is not one, or the arrays do not belong together.
     """
-    calls = operations_of(graph, layer.path)
+    network = network or Network(None)
+    calls, training = network.norms.get(layer.path, ()), network.training.get(layer.path)
     ours = _is_ours(layer)
     option = layer.config.get
     frozen = option("trainable", True) is False
     still = bool(ours and (option("frozen_statistics") or option("inference_mode")))
     updates, skipped = (_largest(arrays.get(name)) for name in ("updates", "skipped_updates"))
-    stored = _stored_variance(layer, keras, graph, calls)
+    stored = _stored_variance(layer, keras, network.graph, calls)
     unknown = [] if updates is not None else ["updates"]
     unknown += [] if stored is not None else ["stored_variance"]
     momentum = option("momentum", 0.99)
@@ -169,17 +171,6 @@ def compute_dtype(policy: Any) -> str | None:
     return policy.rpartition("_from_")[2].removeprefix("mixed_")
 
 
-def operations_of(graph: Graph | None, path: str) -> Sequence[Operation]:
-    """Return a graph's operations that apply a batch norm, by its path."""
-    if graph is None:
-        return ()
-    return [
-        operation
-        for operation in graph.operations
-        if operation.layer == path and operation.kind == "batch_norm"
-    ]
-
-
 def _stored_variance(
     layer: Layer, keras: int, graph: Graph | None, calls: Sequence[Operation]
 ) -> StoredVariance | None:
@@ -209,7 +200,9 @@ def _stored_variance(
 def _rank(graph: Graph | None, calls: Sequence[Operation]) -> int | None:
     """Return how many axes a norm's input has, as far as the operations before it tell."""
     operation = calls[0] if graph is not None and calls else None
-    while operation is not None and graph is not None:
+    for _ in range(_FAR):
+        if operation is None or graph is None:
+            return None
         if operation.shape is not None:
             return len(operation.shape)
         if operation.kind in ("conv", "depthwise_conv", "separable_conv", "conv_transpose", "pool"):

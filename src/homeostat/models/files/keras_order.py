@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
 from homeostat.models.graph import Graph
 from homeostat.models.records import BatchNormRecord
@@ -18,15 +18,21 @@ def in_order(norms: Iterable[BatchNormRecord], graph: Graph | None) -> tuple[Bat
     return tuple(sorted(norms, key=place))
 
 
-def unused(name: str, taken: Container[str]) -> str:
-    """Return a name that is not taken: the name itself, or with a number behind it.
+def unused(name: str, taken: dict[str, int]) -> str:
+    """Return a name that is not taken, the name itself or with a number behind it, and take it.
+
+    Args:
+        name: the name that is wished for.
+        taken: how often each name was wished for.
 
     Example:
-        >>> unused("norm", {"norm"})
-        'norm#2'
+        >>> taken = {}
+        >>> unused("norm", taken), unused("norm", taken)
+        ('norm', 'norm#2')
     """
-    found, number = name, 1
+    found = name
     while found in taken:
-        number += 1
-        found = f"{name}#{number}"
+        taken[name] += 1
+        found = f"{name}#{taken[name]}"
+    taken[found] = 1
     return found

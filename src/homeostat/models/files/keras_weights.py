@@ -84,9 +84,10 @@ def _by_class(layer: Layer, group: str, tree: Tree) -> Iterator[tuple[str, str]]
         yield each.path, inside
         yield from _by_class(each, inside, tree)
     for each in layer.wrapped:
-        key = next(key for key, value in layer.config.items() if _names(value, each))
-        yield each.path, f"{group}/{key}"
-        yield from _by_class(each, f"{group}/{key}", tree)
+        key = next((key for key, value in layer.config.items() if _names(value, each)), None)
+        if key is not None:
+            yield each.path, f"{group}/{key}"
+            yield from _by_class(each, f"{group}/{key}", tree)
 
 
 def _names(value: object, layer: Layer) -> bool:

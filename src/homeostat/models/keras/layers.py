@@ -15,7 +15,6 @@ from homeostat.models.files.keras_config import Network, read_network
 from homeostat.models.files.keras_layers import Layer, parse, parse_layer
 from homeostat.models.files.keras_norms import OURS, record_of
 from homeostat.models.files.keras_order import unused
-from homeostat.models.graph import Graph
 from homeostat.models.records import ARRAYS, Array, BatchNormRecord
 
 NORMS = (keras.layers.BatchNormalization, BatchNormalization)
@@ -27,14 +26,13 @@ def layers_of(model: Any) -> dict[str, Any]:
     """Return every layer inside a model by its path: the names that lead to it, joined by ``/``.
 
     Example:
-        >>> inner = keras.Sequential([keras.Input((2,)), keras.layers.ReLU(name="relu")], "inner")
+        >>> relu = keras.layers.ReLU(name="relu")
+        >>> inner = keras.Sequential([keras.Input((2,)), relu], name="inner")
         >>> list(layers_of(keras.Sequential([inner])))
         ['inner', 'inner/relu']
     """
-    found: dict[str, Any] = {}
-    for path, layer in _walk(model, "", set()):
-        found[unused(path, found)] = layer
-    return found
+    taken: dict[str, int] = {}
+    return {unused(path, taken): layer for path, layer in _walk(model, "", set())}
 
 
 def _walk(layer: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
@@ -85,20 +83,20 @@ def network_of(model: Any) -> Network:
         return Network(None, f"its configuration cannot be had: {str(error)[:300]}")
 
 
-def record(path: str, norm: Any, graph: Graph | None) -> BatchNormRecord:
+def record(path: str, norm: Any, network: Network) -> BatchNormRecord:
     """Return the record of a live batch norm.
 
     Args:
         path: its path in the model.
         norm: the layer.
-        graph: the model's graph.
+        network: what is known of the model.
     """
     arrays = {
         name: array_of(getattr(norm, name))
         for name in (*ARRAYS, *_COUNTERS)
         if getattr(norm, name, None) is not None
     }
-    return record_of(_config(path, norm), arrays, keras=3, graph=graph)
+    return record_of(_config(path, norm), arrays, keras=3, network=network)
 
 
 def _config(path: str, norm: Any) -> Layer:

@@ -59,7 +59,7 @@ class KerasModel:
     def record(self) -> ModelRecord:
         """Return what is known of the model now."""
         network = network_of(self._model)
-        norms = [record(name, norm, network.graph) for name, norm in self._norms.items()]
+        norms = [record(name, norm, network) for name, norm in self._norms.items()]
         return ModelRecord(
             self._model.name,
             "keras",
