@@ -14,6 +14,7 @@ from torch import nn
 from homeostat.convert import convert, match, read_mapping, translate
 from homeostat.errors import DataError, MatchError, UnsupportedError
 from homeostat.models import BatchNormRecord, Graph, ModelRecord, adapt
+from homeostat.torch import BatchNorm2d
 
 
 def model(graph: Graph | None = None, **norms: int) -> ModelRecord:
@@ -172,3 +173,28 @@ def test_from_a_record() -> None:
     convert(adapt(source).record(), target)
     x = torch.randn(5, 4)
     torch.testing.assert_close(target[0](x), source[0](x))
+
+
+@pytest.mark.parametrize("norm", [BatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.BatchNorm3d])
+def test_into_norms_of_other_kinds(norm: Any) -> None:
+    source, target = filled(4), nn.Sequential(norm(4)).eval()
+    convert(source, target)
+    x = torch.randn(5, 4)
+    ones = (1, 1, 1) if norm is nn.BatchNorm3d else (1, 1)
+    torch.testing.assert_close(target(x.reshape(5, 4, *ones)).reshape(5, 4), source(x))
+
+
+def test_an_activation_stays_behind_its_norm() -> None:
+    source, target = filled(4), nn.Sequential(BatchNorm2d(4, activation="relu")).eval()
+    convert(source, target)
+    assert target[0].activation == "relu"
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(target(x[..., None, None])[..., 0, 0], source(x).relu())
+
+
+def test_momentum_none_is_the_average_of_all() -> None:
+    source = filled(4)
+    source[0].momentum = None
+    target = nn.Sequential(nn.BatchNorm1d(4))
+    convert(source, target)
+    assert target[0].momentum is None

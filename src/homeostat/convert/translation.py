@@ -44,10 +44,9 @@ def translate(
                 )
             changes[name] = None
     for option in ("epsilon", "momentum"):
-        if getattr(source, option) is None:
+        if getattr(source, option) is None and not (option == "momentum" and source.cumulative):
             changes[option] = getattr(target, option)
-            if not (option == "momentum" and source.cumulative):
-                notes.append(f"{option} is the target's own, for the source does not tell")
+            notes.append(f"{option} is the target's own, for the source does not tell")
     kinds = (source.stored_variance, target.stored_variance)
     changes["stored_variance"] = target.stored_variance
     if None not in kinds and kinds[0] != kinds[1]:

@@ -166,3 +166,20 @@ class Observation:
         default_factory=dict[str, tuple[Moments, ...]]
     )
     behaviour: Behaviour | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What freezing, or unfreezing, did to one batch norm.
+
+    Args:
+        name: its name in the model.
+        kind: its class before, in the framework's words.
+        now: what it is now, in the framework's words; "" where it was left as it was.
+        reason: why it was left as it was; "" where it was not.
+    """
+
+    name: str
+    kind: str
+    now: str = ""
+    reason: str = ""

@@ -9,6 +9,7 @@ Example:
 """
 
 from homeostat.torch.convert import convert, revert
+from homeostat.torch.frozen import FrozenBatchNorm
 from homeostat.torch.modules import (
     BatchNorm1d,
     BatchNorm2d,
@@ -26,6 +27,7 @@ __all__ = [
     "BatchNorm3d",
     "ConversionReport",
     "Converted",
+    "FrozenBatchNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",

@@ -14,7 +14,8 @@ from torch import distributed, nn
 from homeostat.errors import SpecError, UnsupportedError
 from homeostat.models.graph import Graph
 from homeostat.models.live import Batch, count_examples
-from homeostat.models.records import ModelRecord
+from homeostat.models.records import BatchNormRecord, ModelRecord
+from homeostat.models.torch.adopt import adopt, normalize_alone
 from homeostat.models.torch.batches import call, to_arrays, to_tensors, weigh
 from homeostat.models.torch.files import save_weights
 from homeostat.models.torch.graph import read_graph
@@ -206,6 +207,18 @@ class TorchModel:
         norms = find_norms(self._inner)
         _known(name, norms)
         write_statistics(name, norms[name], statistics)
+
+    def adopt(self, name: str, record: BatchNormRecord) -> None:
+        """Give a norm another's arrays and options; see `homeostat.models.live.LiveModel`."""
+        norms = find_norms(self._inner)
+        _known(name, norms)
+        adopt(name, norms[name], record)
+
+    def normalize(self, name: str, inputs: Any) -> Any:
+        """Return one norm's inference of inputs (examples, channels), without its activation."""
+        norms = find_norms(self._inner)
+        _known(name, norms)
+        return normalize_alone(norms[name], inputs)
 
     @contextlib.contextmanager
     def preserved(self) -> Iterator[None]:

@@ -53,11 +53,11 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "weights.pt")
-        >>> torch.save(nn.Linear(2, 3).state_dict(), path)
-        >>> load_weights(nn.BatchNorm1d(3), path)
-        Traceback (most recent call last):
-            ...
-        homeostat.errors.ModelFileError: ...weights.pt does not fit BatchNorm1d: ...
+        >>> torch.save({"weight": torch.ones(3), "bias": torch.zeros(3)}, path)
+        >>> norm = nn.BatchNorm1d(3, track_running_stats=False)
+        >>> load_weights(norm, path)
+        >>> norm.weight.tolist()
+        [1.0, 1.0, 1.0]
     """
     path = Path(path)
     state = _read(path)

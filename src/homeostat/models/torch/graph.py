@@ -45,7 +45,7 @@ def read_graph(model: nn.Module) -> Graph:
         name = type(model).__name__
         # The model's own name in itself is "".
         alone = _of_module(name, "", model, ("input",))
-        return Graph((Operation("input", "input"), alone), (name,))
+        return Graph((Operation("input", "input", layer="input"), alone), (name,))
     return _Reading(model, trace_inference(model)).graph()
 
 
@@ -72,7 +72,8 @@ class _Reading:
         if node.op == "get_attr":
             return None
         if node.op == "placeholder":
-            return self._add(Operation(self._named(str(node.target)), "input"))
+            name = self._named(str(node.target))
+            return self._add(Operation(name, "input", layer=name))
         inputs = self._inputs(node)
         if node.op == "call_module":
             module, layer = self.model.get_submodule(str(node.target)), str(node.target)

@@ -43,7 +43,7 @@ class Kept:
             if "_hooks" in name and isinstance(value, dict)
         ]
         chosen = _tensors_of_norms(module) if tensors is None else tensors
-        self._values = [(tensor, tensor.detach().clone(), _version(tensor)) for tensor in chosen]
+        self._values = [(tensor, tensor.detach().clone()) for tensor in chosen]
 
     def restore(self) -> None:
         """Put everything back."""
@@ -52,14 +52,11 @@ class Kept:
             now.clear()
             now.update(then)
         with torch.no_grad():
-            for tensor, value, version in self._values:
-                # A copy counts as a change to whom autograd keeps the tensor for.
-                if version is None or tensor._version != version:
+            for tensor, value in self._values:
+                # To autograd, which may keep the tensor, a copy is a change; the kernels of batch
+                # norm change it without a sign.
+                if not torch.equal(tensor, value):
                     tensor.copy_(value)
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
 
 
 def _tensors_of_norms(module: nn.Module) -> list[Tensor]:
@@ -68,7 +65,7 @@ def _tensors_of_norms(module: nn.Module) -> list[Tensor]:
         for part in module.modules()
         if is_batch_norm(part)
         for tensor in (*part._parameters.values(), *part._buffers.values())
-        if tensor is not None and not nn.parameter.is_lazy(tensor)
+        if tensor is not None and not nn.parameter.is_lazy(tensor) and not tensor.is_meta
     ]
 
 
