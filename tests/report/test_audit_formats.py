@@ -192,6 +192,8 @@ def test_json_has_strings_for_what_is_no_number() -> None:
     assert document["counts"]["error"] == sum(
         one["severity"] == "error" for one in document["findings"]
     )
+    numpy = model(norm(epsilon=np.float32(0.5), updates=np.int64(3), momentum=np.float32(0.5)))
+    assert json.loads(write_json(judge(numpy)))["norms"][0]["updates"] == 3
     broken = judge(model(norm(epsilon=-np.inf)))
     assert json.loads(write_json(broken))["norms"][0]["epsilon"] == "-Infinity"
 
