@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,14 @@ from tests.rules.cases import norm
 from tests.rules.networks import BATCH, batches, convolutional, digits, train
 
 SETTINGS = Settings(batch_size=BATCH)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +99,30 @@ def test_data_that_is_not_prepared_as_in_training(trained: nn.Module) -> None:
     seen = audit(trained, batches(scale=16), settings=SETTINGS)
     first = [one for one in seen.findings if one.norm == "1"]
     assert {"BN040", "BN041"} <= {one.rule for one in first if one.severity == "error"}
+
+
+def test_a_conversion_that_kept_the_other_variance() -> None:
+    """PyTorch's sample variances of batches of 8, taken for population variances."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64, momentum=0.02), nn.ReLU(),
+        nn.Linear(64, 10),
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    for epoch in range(3):
+        for images, classes in batches(8):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images), classes).backward()
+            if epoch < 2:
+                optimizer.step()
+    live = adapt(network.eval())
+    record, seen = live.record(), observe(live, batches(8))
+    right = judge(record, seen, Settings(select=("BN042",)))
+    assert not right.findings
+    assert not right.skipped
+    taken = record.norms[0].with_fields(stored_variance="population")
+    wrong = judge(replace(record, norms=(taken,)), seen, Settings(select=("BN042",)))
+    assert wrong.findings[0].figures["ratio"] == pytest.approx(8 / 7, rel=0.03)
 
 
 def breaks(name: str) -> Any:
@@ -177,7 +211,7 @@ def test_batches_are_pooled_by_count(trained: nn.Module) -> None:
     assert (seen.batches, seen.examples) == (5, 1600)
     # The first norm's inputs do not depend on batches.
     for one, other in zip(seen.inputs["1"], whole.inputs["1"], strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
     assert seen.elements == {"1": 768 * 64, "4": 768 * 64}
     assert [float(np.max(m.count)) for m in seen.batch_moments["1"]] == [
         64 * len(part) for part in sizes

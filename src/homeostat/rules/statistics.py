@@ -41,12 +41,12 @@ def never_updated(subject: NormSubject) -> Iterator[Outcome]:
     start = f"moving mean 0 and variance 1 at {count_channels(subject.mean == 0)}"
     if norm.updates:
         tail = f" although {norm.updates:,} updates are counted: they were reset or overwritten"
-    elif norm.updates == 0:
-        tail = ": no batch has moved them yet (updates = 0)"
     elif _affine_moved(subject):
         tail = ": gamma or beta has been trained, but no batch has moved the statistics"
     else:
         tail = ": no batch has moved them, and gamma and beta are at their start too"
+    if norm.updates == 0:
+        tail += " (updates = 0)"
     yield subject.find(start + tail + ".", updates=norm.updates or 0)
 
 

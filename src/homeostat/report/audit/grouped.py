@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from homeostat.report.audit.words import several
 from homeostat.rules.findings import SEVERITIES, Audit, Finding, RuleInfo, Severity
 
 
@@ -49,11 +50,11 @@ def group_skipped(audit: Audit) -> list[tuple[str, list[str], int]]:
 def describe_model(audit: Audit) -> str:
     """Return in words what was looked at, without its name."""
     model, seen = audit.model, audit.observation
-    words = f"{model.source}, {count(len(model.norms), 'batch norm')}"
+    words = f"{model.source}, {several(len(model.norms), 'batch norm')}"
     if model.parameters is not None:
         words += f", {model.parameters:,} parameters"
     if seen is not None:
-        words += f"; {count(seen.examples, 'example')} in {count(seen.batches, 'batch', 'es')}"
+        words += f"; {several(seen.examples, 'example')} in {several(seen.batches, 'batch', 'es')}"
     return words
 
 
@@ -63,10 +64,10 @@ def describe_counts(audit: Audit) -> str:
         return "There are no batch norms in it."
     numbers = Counter(finding.severity for finding in audit.findings)
     words = (
-        count(numbers["error"], "error"),
-        count(numbers["warning"], "warning"),
-        count(numbers["info"], "note"),
-        f"in {count(len(audit.model.norms), 'batch norm')}",
+        several(numbers["error"], "error"),
+        several(numbers["warning"], "warning"),
+        several(numbers["info"], "note"),
+        f"in {several(len(audit.model.norms), 'batch norm')}",
     )
     return f"{', '.join(words[:3])} {words[3]}."
 
@@ -74,22 +75,3 @@ def describe_counts(audit: Audit) -> str:
 def first_paragraph(text: str) -> str:
     """Return a text up to its first empty line."""
     return text.partition("\n\n")[0]
-
-
-def count(number: int, noun: str, ending: str = "s") -> str:
-    """Return a number with its noun."""
-    return f"{number:,} {noun}{'' if number == 1 else ending}"
-
-
-def show(text: str) -> str:
-    r"""Return a text in which nothing is hidden: control and format characters as escapes.
-
-    Example:
-        >>> print(show("bn\x1b[31m\n"))
-        bn\x1b[31m\n
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )

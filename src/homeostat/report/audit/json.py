@@ -35,7 +35,7 @@ def write_json(audit: Audit) -> str:
             "name": model.name,
             "framework": model.framework,
             "source": model.source,
-            "parameters": model.parameters,
+            "parameters": _count(model.parameters),
             "distributed": model.distributed,
             "graph": model.graph is not None,
             "notes": list(model.notes),
@@ -88,11 +88,11 @@ def _norm(norm: BatchNormRecord) -> dict[str, Any]:
     return {
         "name": norm.name,
         "kind": norm.kind,
-        "channels": norm.channels,
+        "channels": _count(norm.channels),
         "epsilon": _number(norm.epsilon),
         "momentum": _number(norm.momentum),
         "stored_variance": norm.stored_variance,
-        "updates": norm.updates,
+        "updates": _count(norm.updates),
         "unknown": sorted(norm.unknown),
     }
 
@@ -111,9 +111,14 @@ def _data(seen: Observation | None) -> dict[str, Any] | None:
     }
 
 
+def _count(value: int | None) -> int | None:
+    # NumPy's numbers, which adapters may take from arrays, are not JSON's.
+    return None if value is None else int(value)
+
+
 def _number(value: float | None) -> float | str | None:
     if value is None or math.isfinite(value):
-        return value
+        return None if value is None else float(value)
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 from homeostat.report.audit.grouped import (
     Group,
-    count,
     describe_counts,
     describe_model,
     first_paragraph,
     group_findings,
     group_skipped,
-    show,
 )
+from homeostat.report.audit.words import several
+from homeostat.report.page import show_hidden
 from homeostat.rules.findings import Audit, RuleInfo
 
 SHOWN = 20
@@ -40,7 +40,7 @@ def _lines(audit: Audit) -> Iterator[str]:
         yield from ("", "| severity | rule | finds | at |", "|---|---|---|---|")
     for group in groups:
         where = (
-            "the model" if group.findings[0].norm is None else count(len(group.findings), "norm")
+            "the model" if group.findings[0].norm is None else several(len(group.findings), "norm")
         )
         title = f"{group.rule.identifier} {group.rule.name}"
         yield f"| {group.severity} | {title} | {group.rule.summary} | {where} |"
@@ -50,7 +50,7 @@ def _lines(audit: Audit) -> Iterator[str]:
     if skipped:
         yield from ("", "#### Rules that could not look", "")
     for reason, rules, norms in skipped:
-        where = f" at {count(norms, 'norm')}" if norms else ""
+        where = f" at {several(norms, 'norm')}" if norms else ""
         yield f"- {', '.join(rules)}{where}: {escape(reason)}"
     if audit.model.notes:
         yield from ("", "#### Notes", "")
@@ -64,7 +64,7 @@ def _section(group: Group) -> Iterator[str]:
         yield f"- {name}{escape(finding.message)}"
     left = len(group.findings) - SHOWN
     if left > 0:
-        yield f"- and {count(left, 'norm')} more"
+        yield f"- and {several(left, 'norm')} more"
     yield from ("", first_paragraph(group.rule.why), "", first_paragraph(group.rule.instead))
 
 
@@ -75,7 +75,7 @@ def code(text: str, longest: int = LONGEST) -> str:
         >>> code("bn|1"), code("a`b")
         ('`bn|1`', '``a`b``')
     """
-    shown = show(text)
+    shown = show_hidden(text)
     if len(shown) > longest:
         shown = f"{shown[: longest - 1]}…"
     if not shown.strip():
@@ -93,7 +93,7 @@ def escape(text: str) -> str:
         >>> print(escape("a_b <i>"))
         a\_b \<i\>
     """
-    marked = re.sub(r"([\\`*_\[\]<>|#~&!])", r"\\\1", show(text))
+    marked = re.sub(r"([\\`*_\[\]<>|#~&!])", r"\\\1", show_hidden(text))
     # Mentions and addresses are found after Markdown; a space of no width parts them.
     marked = marked.replace("@", "@\u200b").replace("://", ":\u200b//")
     return re.sub(r"(?i)\bwww\.", "www\u200b.", marked)

@@ -12,14 +12,14 @@ from rich.text import Text
 
 from homeostat.report.audit.grouped import (
     Group,
-    count,
     describe_counts,
     describe_model,
     first_paragraph,
     group_findings,
     group_skipped,
-    show,
 )
+from homeostat.report.audit.words import several
+from homeostat.report.page import show_hidden
 from homeostat.rules.findings import Audit, RuleInfo, Severity
 
 COLORS: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
@@ -41,7 +41,7 @@ def render_audit(audit: Audit, *, all_norms: bool = False) -> RenderableType:
 
 def _parts(audit: Audit, all_norms: bool) -> Iterator[RenderableType]:
     groups = group_findings(audit)
-    title = Text(show(audit.model.name), style="bold")
+    title = Text(show_hidden(audit.model.name), style="bold")
     yield title.append(f": {describe_model(audit)}", style="not bold")
     if groups:
         yield ""
@@ -54,12 +54,14 @@ def _parts(audit: Audit, all_norms: bool) -> Iterator[RenderableType]:
         yield ""
         yield Text("Rules that could not look", style="bold")
     for reason, rules, norms in skipped:
-        where = f" at {count(norms, 'norm')}" if norms else ""
-        yield Padding(Text(f"{', '.join(rules)}{where}: {show(reason)}", style="dim"), (0, 0, 0, 2))
+        where = f" at {several(norms, 'norm')}" if norms else ""
+        yield Padding(
+            Text(f"{', '.join(rules)}{where}: {show_hidden(reason)}", style="dim"), (0, 0, 0, 2)
+        )
     if audit.model.notes:
         yield ""
     for note in audit.model.notes:
-        yield Text(f"Note: {show(note)}")
+        yield Text(f"Note: {show_hidden(note)}")
     yield ""
     yield Text(describe_counts(audit), style="bold")
 
@@ -81,7 +83,7 @@ def _overview(groups: list[Group]) -> Table:
 def _where(group: Group) -> str:
     if group.findings[0].norm is None:
         return "the model"
-    return count(len(group.findings), "norm")
+    return several(len(group.findings), "norm")
 
 
 def _section(group: Group, all_norms: bool) -> Iterator[RenderableType]:
@@ -92,14 +94,16 @@ def _section(group: Group, all_norms: bool) -> Iterator[RenderableType]:
     table.add_column(overflow="fold", max_width=32)
     table.add_column(overflow="fold")
     for finding in listed:
-        name = "the model" if finding.norm is None else show(finding.norm)
-        table.add_row(Text(name), Text(show(finding.message)))
-    yield Padding(table, (0, 0, 0, 2))
+        name = "the model" if finding.norm is None else show_hidden(finding.norm)
+        table.add_row(Text(name), Text(show_hidden(finding.message)))
+    yield Padding(table, (0, 0, 0, 2), expand=False)
     left = len(group.findings) - len(listed)
     if left:
-        yield Padding(Text(f"and {count(left, 'norm')} more; --all lists them"), (0, 0, 0, 2))
+        yield Padding(
+            Text(f"and {several(left, 'norm')} more; --all lists them"), (0, 0, 0, 2), expand=False
+        )
     for text in (group.rule.why, group.rule.instead):
-        yield Padding(Text(first_paragraph(text), style="dim"), (0, 0, 0, 2))
+        yield Padding(Text(first_paragraph(text), style="dim"), (0, 0, 0, 2), expand=False)
 
 
 def render_rules(rules: list[RuleInfo]) -> Table:
@@ -133,7 +137,11 @@ def render_page(rule: RuleInfo) -> RenderableType:
     )
     for title, text in sections:
         if text:
-            parts += ["", Text(title, style="bold"), Padding(Text(text), (0, 0, 0, 2))]
+            parts += [
+                "",
+                Text(title, style="bold"),
+                Padding(Text(text), (0, 0, 0, 2), expand=False),
+            ]
     if rule.needs:
         parts += ["", Text(f"Needs: {', '.join(rule.needs)}.")]
     return Stack(*parts)
