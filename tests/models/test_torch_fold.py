@@ -232,7 +232,7 @@ def _decides(self: Any, x: Any) -> Any:
 
 def _functions(self: Any, x: Any) -> Any:
     y = self.bn(F.conv2d(x, self.conv.weight, self.conv.bias, padding=1))
-    return F.batch_norm(y, self.bn.running_mean, self.bn.running_var)
+    return F.batch_norm(y, self.conv.bias, self.conv.bias.abs())
 
 
 def _activation(self: Any, x: Any) -> Any:
@@ -315,7 +315,9 @@ def test_hooks_parametrizations_and_own_forwards() -> None:
     assert reason(nn.Linear(3, 3), OwnNorm(3)) == "what the forward of OwnNorm does is not known"
     assert reason(Named(3, 3)) == "before 0"
     assert "is parametrized" in reason(parametrizations.weight_norm(nn.Linear(3, 3)))
-    assert "has hooks" in reason(prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5))
+    with torch.no_grad():
+        pruned = prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5)
+    assert "has hooks" in reason(pruned)
     hooked = nn.BatchNorm1d(3)
     hooked.register_forward_hook(lambda *_: None)
     assert reason(nn.Linear(3, 3), hooked) == "it has hooks"
@@ -340,7 +342,7 @@ def test_a_part_that_is_not_reached_stays() -> None:
             self.other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.main(x) if x.shape[0] < 9 else self.other(x)
+            return self.main(x) if x.sum() < 1e9 else self.other(x)
 
     report = folded(shaken(Heads()), torch.randn(2, 3)).report
     assert report["main.1"].into == "main.0"
@@ -428,6 +430,7 @@ def test_resnet_of_transformers(kind: str) -> None:
     assert type(result.model) is type(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [False, True])
 def test_mobilenet_of_transformers(padding: bool) -> None:
     transformers = pytest.importorskip("transformers")
@@ -436,13 +439,10 @@ def test_mobilenet_of_transformers(padding: bool) -> None:
     )
     model = shaken(transformers.MobileNetV2ForImageClassification(config))
     result = folded(model, torch.randn(2, 3, 32, 32))
-    if padding:
-        # How much TensorFlow pads depends on the input's size, which torch.fx cannot follow.
-        assert {norm.reason.partition(":")[0] for norm in result.report.norms} == {
-            "no graph of MobileNetV2ConvLayer"
-        }
-    else:
-        assert len(result.report.folded) == len(result.report.norms) == 52
+    assert len(result.report.folded) == len(result.report.norms) == 52
+    # How much TensorFlow pads depends on the input's size.
+    assert len(result.report.notes) == padding
+    assert all("MobileNetV2ConvLayer" in note for note in result.report.notes)
 
 
 def test_several_inputs_and_outputs() -> None:
@@ -469,8 +469,11 @@ def test_several_inputs_and_outputs() -> None:
 
 def test_a_graph_module() -> None:
     graph = torch.fx.symbolic_trace(shaken(networks.BasicBlock(3, 4)))
-    result = folded(graph, torch.randn(2, 3, 6, 6))
+    x = torch.randn(2, 3, 6, 6)
+    result = fold(graph, x, rounds=0)
     assert result.report.left == ()
+    assert norms_of(result.model) == []
+    torch.testing.assert_close(result.model(x), graph(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_norm_alone_and_a_hidden_one() -> None:
@@ -504,11 +507,12 @@ def test_broken_statistics_stay() -> None:
 def test_a_model_that_knows_float32_alone() -> None:
     class Strict(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + torch.ones(4, dtype=torch.int32).view(torch.float32).to(x) * F.linear(
-                torch.ones(1, 1), torch.ones(1, 1), x[:1, 0].detach()
-            ).to(x)
+            if x.dtype != torch.float32:
+                raise TypeError("float32 alone")
+            return x
 
-    model = shaken(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), Strict()))
+    pair = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model = shaken(nn.Sequential(pair, Strict()))
     report = fold(model, torch.randn(2, 3), rounds=0).report
     assert report.precision == "the model's own precision"
     assert "not computed in float64" in report.notes[0]
