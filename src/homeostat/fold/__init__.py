@@ -69,6 +69,7 @@ def fold(
             f"tolerance={tolerance}, rounds={rounds}: expected numbers of at least 0. Leave them "
             "out for what is usual."
         )
+    inputs = tuple(inputs) if isinstance(inputs, list) else inputs
     foldable = _foldable(model, inputs)
     planned = plan(foldable.sites(), forward=forward)
     folded = foldable.rewrite(planned.linears, planned.norms)

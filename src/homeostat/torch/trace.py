@@ -50,29 +50,27 @@ def own_graph(module: nn.Module) -> fx.Graph:
         Refused: the forward has no such graph.
     """
     _check_signature(module)
-    training, inference = _graphs(module, (True, False), lambda _: True)
+    training, inference = graphs_in(module, (True, False), Tracer)
     if str(training) != str(inference):
         raise Refused("its forward depends on self.training")
     return training
 
 
-def inference_graph(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> fx.Graph:
-    """Return the graph of a module's forward in eval mode, through the modules inside it.
+def graphs_in(
+    module: nn.Module, modes: tuple[bool, ...], tracer: Callable[[], Tracer]
+) -> list[fx.Graph]:
+    """Return the graphs of a module's forward in training mode or not.
 
     Args:
         module: any module; it is left as it was.
-        is_leaf: which modules stay one call.
+        modes: the modes.
+        tracer: makes what follows the forward.
 
     Raises:
         Refused: the forward has no such graph.
     """
-    _check_forward(module)
-    return _graphs(module, (False,), is_leaf)[0]
-
-
-def _graphs(
-    module: nn.Module, modes: tuple[bool, ...], is_leaf: Callable[[nn.Module], bool]
-) -> list[fx.Graph]:
+    if "forward" in vars(module):
+        raise Refused("its forward was replaced")
     before = Snapshot(module)
     numbers, more = random.getstate(), np.random.get_state()
     try:
@@ -80,7 +78,7 @@ def _graphs(
         for training in modes:
             for part in module.modules():
                 part.__dict__["training"] = training
-            graphs.append(_traced(module, is_leaf))
+            graphs.append(_traced(module, tracer()))
             if before.differs(but=("training",)):
                 raise Refused("its forward changes the module")
         same = map(np.array_equal, more, np.random.get_state())
@@ -93,13 +91,9 @@ def _graphs(
     return graphs
 
 
-def _check_forward(module: nn.Module) -> None:
+def _check_signature(module: nn.Module) -> None:
     if "forward" in vars(module):
         raise Refused("its forward was replaced")
-
-
-def _check_signature(module: nn.Module) -> None:
-    _check_forward(module)
     if isinstance(module, fx.GraphModule):
         raise Refused("it is a GraphModule already; convert before tracing")
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
@@ -110,8 +104,7 @@ def _check_signature(module: nn.Module) -> None:
             raise Refused(f"its forward has the optional argument {parameter.name}")
 
 
-def _traced(module: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> fx.Graph:
-    tracer = _Tracer(is_leaf)
+def _traced(module: nn.Module, tracer: Tracer) -> fx.Graph:
     try:
         graph = tracer.trace(module)
     except Refused:
@@ -143,16 +136,18 @@ for _name in ("add", "and", "floordiv", "lshift", "matmul", "mod", "mul", "or", 
     setattr(Proxy, f"__i{_name}__", _in_place(getattr(operator, f"__i{_name}__")))
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
+    """Follows a module's own forward: every child stays a call."""
+
     proxy_buffer_attributes = True
 
-    def __init__(self, is_leaf: Callable[[nn.Module], bool]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.is_leaf = is_leaf
         self.modes = _modes()
         self.codes: list[tuple[CodeType, frozenset[str]]] = []
 
     def create_args_for_root(self, *arguments: Any, **named: Any) -> Any:
+        """Make the proxies of a forward's arguments, and the forward, watched."""
         forward, proxies = super().create_args_for_root(*arguments, **named)
 
         def watched(*given: Any) -> Any:
@@ -162,17 +157,21 @@ class _Tracer(fx.Tracer):
         return watched, proxies
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self.is_leaf(m)
+        """Return that a module stays a call."""
+        return True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for a node's result."""
         return Proxy(node, self)
 
     def create_node(self, *arguments: Any, **named: Any) -> fx.Node:
+        """Make a node, or refuse."""
         if _modes() != self.modes:
             raise Refused("its forward sets a mode, such as no_grad or autocast")
         return super().create_node(*arguments, **named)
 
     def create_arg(self, a: Any) -> Any:
+        """Make an argument of a node, or refuse."""
         if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
             raise Refused("its forward reads a tensor that is neither parameter nor buffer")
         return super().create_arg(a)

@@ -94,7 +94,9 @@ class KerasFold:
                 return rng.normal(size=shape).astype(dtype)
             return rng.integers(0, 2, shape).astype(tensor.dtype)
 
-        batch = keras.tree.map_structure(array_of, self.model.input)
+        sequential = isinstance(self.model, keras.Sequential)
+        inputs = self.model.inputs[0] if sequential else self.model.input
+        batch = keras.tree.map_structure(array_of, inputs)
         return tuple(batch) if isinstance(batch, list) else batch
 
 

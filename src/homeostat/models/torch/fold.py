@@ -64,11 +64,13 @@ class TorchFold:
             ) from error
         for _ in unfuse(self._copy):
             pass
+        self._names: dict[str, str] = {}
         self.probe = first_guess(self._copy) if inputs is None else inputs
 
     def sites(self) -> Sites:
         """Return the graphs of the model, or of those parts that have one."""
-        graphs, seen = Graphs(self._copy), observe(self._copy, self.probe)
+        seen, arguments = observe(self._copy, self.probe)
+        graphs = Graphs(self._copy, arguments)
         owners = Counter(
             id(parameter)
             for part in self._copy.modules()
@@ -96,21 +98,23 @@ class TorchFold:
             for name, part in self._copy.named_modules()
             if isinstance(part, _BatchNorm) and id(part) not in known
         ]
+        self._names = {operation.name: operation.layer for operation in graphs.operations}
         graph = Graph(tuple(graphs.operations), tuple(graphs.outputs))
-        return Sites(graph, norms, linears, hidden=tuple(hidden))
+        sized = ", ".join(sorted(graphs.sized))
+        note = f"followed for inputs of the sizes given, on which their code depends: {sized}"
+        return Sites(graph, norms, linears, hidden=tuple(hidden), notes=(note,) if sized else ())
 
     def rewrite(self, linears: Mapping[str, LinearOp], norms: Collection[str]) -> nn.Module:
         """Return a copy with other weights and biases, and nothing where some norms were."""
-        graph = {operation.name: operation for operation in Graphs(self._copy).operations}
         model = copy.deepcopy(self._copy)
         for linear in linears.values():
             _write(model.get_submodule(linear.layer), linear)
-        gone = {id(model.get_submodule(graph[name].layer)) for name in norms}
+        gone = [model.get_submodule(self._names[name]) for name in norms]
+        instead = {id(norm): _remainder(norm) for norm in gone}
         for part in list(model.modules()):
             for key, child in part._modules.items():
-                if id(child) in gone:
-                    part._modules[key] = _remainder(child)
-        return _remainder(model) if id(model) in gone else model
+                part._modules[key] = instead.get(id(child), child)
+        return model
 
     def outputs(
         self, model: nn.Module, batches: Sequence[Batch], *, float64: bool

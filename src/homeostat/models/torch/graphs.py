@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from homeostat.models.graph import Kind, Operation
+from homeostat.models.torch.inference import Arguments, inference_graph
 from homeostat.models.torch.linear import kind_of, linear_class
-from homeostat.torch.trace import Refused, inference_graph, reached, reads_of
+from homeostat.torch.trace import Refused, reached, reads_of
 
 
 class Call(NamedTuple):
@@ -25,6 +27,7 @@ class Graphs:
 
     Args:
         model: any module.
+        arguments: what its parts were called with, by their names.
 
     Attributes:
         operations: of all graphs, each after those that it takes.
@@ -33,10 +36,13 @@ class Graphs:
         names: of the modules, by their ids.
         counts: how often each module is called, by its id.
         read: ids of the modules whose parameters a graph takes by themselves.
+        sized: classes whose graph depends on the sizes of what they were called with.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, arguments: Mapping[str, Arguments]) -> None:
         self.model = model
+        self.sized: set[str] = set()
+        self._arguments = arguments
         self.names = {id(part): name for name, part in model.named_modules()}
         self.operations: list[Operation] = []
         self.outputs: list[str] = []
@@ -75,7 +81,7 @@ class Graphs:
             return
         self._visited.add(id(part))
         try:
-            graph = inference_graph(part, _is_leaf)
+            graph = self._graph(part)
         except Refused as refused:
             # Lists and dicts of modules have no forward to speak of.
             if type(part).forward.__qualname__ != "_forward_unimplemented":
@@ -84,6 +90,22 @@ class Graphs:
                 self._visit(child)
         else:
             self._add(graph, part)
+
+    def _graph(self, part: nn.Module) -> fx.Graph:
+        try:
+            return inference_graph(part, _is_leaf)
+        except Refused:
+            arguments = self._arguments.get(self.names[id(part)])
+            if arguments is None:
+                raise
+            try:
+                graph = inference_graph(part, _is_leaf, arguments)
+            except Refused:
+                graph = None
+            if graph is None:
+                raise
+            self.sized.add(type(part).__name__)
+            return graph
 
     def _add(self, graph: fx.Graph, owner: nn.Module) -> None:
         prefix = f"{self.names[id(owner)]}:"
@@ -126,14 +148,9 @@ def _inputs(node: fx.Node) -> list[str]:
 def _is_leaf(module: nn.Module) -> bool:
     if isinstance(module, _BatchNorm) or linear_class(module) is not None:
         return True
-    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, fx.GraphModule)
     return type(module).__module__.startswith("torch.") and not isinstance(module, containers)
 
 
 def _has_norms(module: nn.Module) -> bool:
     return any(isinstance(part, _BatchNorm) for part in module.modules())
-
-
-def is_norm(module: Any) -> bool:
-    """Return whether a module is a batch norm, PyTorch's or Homeostat's."""
-    return isinstance(module, _BatchNorm)

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from homeostat.errors import DataError, UnsupportedError
 from homeostat.models.foldable import map_arrays
 from homeostat.models.live import Batch
+from homeostat.models.torch.inference import Arguments
 from homeostat.models.torch.linear import linear_class
 
 
@@ -45,14 +46,28 @@ def call(model: nn.Module, batch: Batch, *, float64: bool = False) -> Any:
     return model(*batch) if isinstance(batch, tuple) else model(batch)
 
 
-def observe(model: nn.Module, batch: Batch) -> dict[str, Seen]:
-    """Run a copy of a model in eval mode, and return what came to its norms and linear modules.
+class Observed(NamedTuple):
+    """What came to a model's norms and linear modules, and what the others were called with."""
+
+    seen: dict[str, Seen]
+    arguments: dict[str, Arguments]
+
+
+def observe(model: nn.Module, batch: Batch) -> Observed:
+    """Run a copy of a model in eval mode, and return what came to its modules.
 
     Raises:
         DataError: the model fails.
     """
     model = copy.deepcopy(model).eval()
     seen: dict[str, Seen] = {}
+    arguments: dict[str, Arguments] = {}
+
+    def remember(name: str, module: nn.Module) -> None:
+        def note(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            arguments.setdefault(name, Arguments(given, named))
+
+        module.register_forward_pre_hook(note, with_kwargs=True)
 
     def watch(name: str, module: nn.Module) -> None:
         def note(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -65,6 +80,8 @@ def observe(model: nn.Module, batch: Batch) -> dict[str, Seen]:
     for name, part in model.named_modules():
         if isinstance(part, _BatchNorm) or linear_class(part) is not None:
             watch(name, part)
+        elif any(isinstance(inner, _BatchNorm) for inner in part.modules()):
+            remember(name, part)
     try:
         with torch.inference_mode():
             call(model, batch)
@@ -74,7 +91,7 @@ def observe(model: nn.Module, batch: Batch) -> dict[str, Seen]:
             f"the model fails on the inputs: {error}. Expected what it is called with: a tensor, "
             "a tuple of tensors, or a mapping by the names of its arguments."
         ) from error
-    return seen
+    return Observed(seen, arguments)
 
 
 def first_guess(model: nn.Module) -> torch.Tensor:
