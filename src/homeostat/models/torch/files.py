@@ -169,7 +169,7 @@ def _safetensors() -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "safetensors is not installed: expected it for .safetensors files. Run "
-            "pip install 'homeostat[torch]'."
+            "pip install 'homeostat[audit]'."
         ) from error
     return safetensors.torch
 
