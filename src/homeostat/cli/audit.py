@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from homeostat import HomeostatError
-from homeostat.cli.app import FOUND, STOPPED, app, quiet_frameworks, split
+from homeostat.cli.app import FOUND, STOPPED, app, parse_size, quiet_frameworks, split
 from homeostat.cli.output import check_output, write_beside
-from homeostat.cli.recalibrate import _parse_size as parse_size
 
 if TYPE_CHECKING:
     from homeostat.rules import Audit, Settings

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from homeostat.cli.app import STOPPED, app, quiet_frameworks
+from homeostat.cli.app import STOPPED, app, parse_size, quiet_frameworks
 from homeostat.cli.output import check_output, write_beside
 from homeostat.errors import SpecError
 
@@ -97,7 +97,7 @@ def recalibrate(
 
     console = Console()
     check_output(out, force)
-    chosen, size = _parse_method(method), _parse_size(image_size)
+    chosen, size = _parse_method(method), parse_size(image_size)
 
     with quiet_frameworks():
         live = open_live(model, weights)
@@ -126,17 +126,6 @@ def _parse_method(text: str) -> Method:
             "together."
         )
     return "in order" if text == "in-order" else "together"
-
-
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise SpecError(
-            f"--image-size {text!r} is not a size: expected height x width, such as 224x224."
-        )
-    return int(height), int(width)
 
 
 @contextlib.contextmanager
