@@ -33,7 +33,8 @@ def render_table(done: Conversion) -> Table:
 
 def describe(done: Conversion) -> Iterator[str]:
     """Yield a sentence for each thing that could not be taken as it was."""
-    yield f"{len(done.moved)} batch norms went from {show_hidden(done.source)} to {show_hidden(done.target)}."
+    source, target = show_hidden(done.source), show_hidden(done.target)
+    yield f"{len(done.moved)} batch norms went from {source} to {target}."
     notes: dict[str, list[str]] = {}
     for norm in done.moved:
         for note in norm.notes:

@@ -40,7 +40,8 @@ def describe(done: Recalibration) -> Iterator[str]:
         names = ", ".join(show_hidden(norm.name) for norm in skipped)
         yield f"Left out, for values that were not finite: channels of some batches in {names}."
     if done.left:
-        yield f"As they were, since no finite batch came to them: {', '.join(map(show_hidden, done.left))}."
+        names = ", ".join(map(show_hidden, done.left))
+        yield f"As they were, since no finite batch came to them: {names}."
 
 
 def _number(value: float) -> str:
