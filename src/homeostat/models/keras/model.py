@@ -227,7 +227,7 @@ class KerasModel:
 
     def _run_once(self, batch: Batch, watch: Watch | None, *, uncompiled: bool = False) -> Any:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_modes_kept(self._model))
+            stack.enter_context(_kept(self._model))
             stack.enter_context(running_eagerly(uncompiled=uncompiled))
             if watch is not None:
                 stack.enter_context(watch.watching())
@@ -267,7 +267,8 @@ def _fitted(name: str, variable: Any, value: Any) -> Any:
             f"statistics of {value.size} channels came for batch norm {name!r}: expected "
             f"{int(np.prod(variable.shape))}. Write each norm its own."
         )
-    shaped = keras.ops.convert_to_tensor(value.reshape(variable.shape), variable.dtype)
+    with np.errstate(over="ignore"):
+        shaped = keras.ops.convert_to_tensor(value.reshape(variable.shape), variable.dtype)
     kept = np.asarray(keras.ops.convert_to_numpy(shaped)).astype(np.float64)
     if not np.isfinite(kept).all() and np.isfinite(value).all():
         raise DTypeError(
@@ -285,14 +286,19 @@ def _replicas(model: Any) -> bool | None:
 
 
 @contextlib.contextmanager
-def _modes_kept(model: Any) -> Iterator[None]:
-    """Put torch's modes back, which a wrapped module changes when it is called."""
-    if keras.backend.backend() != "torch":
-        yield
-        return
-    modes = [(module, module.training) for module in model.modules()]
+def _kept(model: Any) -> Iterator[None]:
+    """Put back what calling a model changes besides variables: losses, and torch's modes."""
+    losses = [(each, each._losses[:], set(each._loss_ids)) for each in model._flatten_layers()]
+    modes: list[tuple[Any, bool]] = []
+    if keras.backend.backend() == "torch":
+        # A wrapped module is put into inference mode when it is called.
+        modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
+        for layer, values, identities in losses:
+            layer._losses[:] = values
+            layer._loss_ids.clear()
+            layer._loss_ids.update(identities)
         for module, training in modes:
             module.training = training
