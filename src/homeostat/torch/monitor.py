@@ -25,7 +25,7 @@ class BatchNormMonitor:
         shift = |mean - running_mean| / sqrt(running_var + eps)
         ratio = |log((variance + eps) / (running_var + eps))|
 
-    Under ``batch_norm/NAME/`` come the scalars ``mean_shift`` and ``log_variance_ratio``, means over
+    Under ``batch_norm/NAME/`` come the scalars ``mean_shift`` and ``log_variance_ratio``, means of
     the channels with finite statistics, both also with ``_max`` behind; ``skipped_updates`` of
     Homeostat's norms, of the channel with most; and the histograms ``gamma`` and ``beta``. A norm
     that is called several times in a step has the worst of its channels. Between those steps the
