@@ -274,7 +274,7 @@ def damage(
     samples: Mapping[str, list[Sample]], seed: int, number: int
 ) -> tuple[str, Sample, Path, bytes]:
     """Return the format and the sample of a number, one of its files, and that file damaged."""
-    rng = random.Random(f"{seed}-{number}")  # noqa: S311
+    rng = random.Random(f"{seed}-{number}")
     name = list(samples)[number % len(samples)]
     sample = rng.choice(samples[name])
     file = rng.choice(sample.files)

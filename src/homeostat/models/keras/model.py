@@ -161,7 +161,7 @@ class KerasModel:
 
     def normalize(self, name: str, inputs: Any) -> Any:
         """Return one norm's inference of inputs (examples, channels), without its activation."""
-        with _modes_kept(self._model):
+        with _kept(self._model):
             return normalize_alone(self._norm(name), inputs)
 
     @contextlib.contextmanager
