@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,7 +159,8 @@ def _run(
     if size is not None:
         options = {**options, "image_size": parse_size(size)}
     live = open_live(model, weights)
-    record = live.record()
+    # The model is called what the command calls it.
+    record = replace(live.record(), name=Path(model).name)
     batches: Any = open_batches(
         data,
         settings.batch_size or BATCH_SIZE,
