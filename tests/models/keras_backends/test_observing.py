@@ -125,6 +125,28 @@ def test_nothing_changes_and_dropout_is_off(rng, norm):
     assert not np.array_equal(state(model)[0][2], before[0][2])
 
 
+class Counting(keras.layers.Layer):
+    """A layer that counts its calls, in inference too, and draws random numbers."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+        self.seeds = keras.random.SeedGenerator(3)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+def test_what_other_layers_count_and_draw_does_not_change(rng):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, L.BatchNormalization()(Counting()(inputs)))
+    x, before = rng.normal(size=(4, 3)).astype("float32"), state(model)
+    adapter = KerasModel(model)
+    assert np.array_equal(adapter.outputs(x), adapter.outputs(x))
+    adapter.observe(x)
+    assert unchanged(before, model)
+
+
 class Failing(keras.layers.Layer):
     def call(self, x):
         raise ArithmeticError("on purpose")
