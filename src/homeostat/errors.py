@@ -39,6 +39,10 @@ class ModelFileError(DataError):
     """A model's file cannot be read, is not what it claims to be, or would have to run code."""
 
 
+class MatchError(HomeostatError, ValueError):
+    """It is not clear which batch norm of one model belongs to which of another."""
+
+
 class UnsupportedError(HomeostatError, NotImplementedError):
     """What was asked for cannot be done here; the message says what can."""
 

@@ -236,7 +236,7 @@ CASES: dict[str, tuple[Any, tuple[Any, bool]]] = {
     "shape": (lambda self, x: F.relu(self.bn(x)) if x.shape[0] > 1 else x, NOTHING),
     "none": (lambda self, x: self._none(x), NOTHING),
     "kind": (lambda self, x: F.relu(self.bn(x)) if isinstance(x, torch.Tensor) else x, NOTHING),
-    "random": (lambda self, x: F.relu(self.bn(x)) if random.random() < 2 else x, NOTHING),  # noqa: S311
+    "random": (lambda self, x: F.relu(self.bn(x)) if random.random() < 2 else x, NOTHING),
     "no_grad": (lambda self, x: self._no_grad(x), NOTHING),
     "counts": (lambda self, x: self._counts(x), NOTHING),
     "checkpoint": (

@@ -254,10 +254,10 @@ def test_an_optional_argument_is_not_decided() -> None:
 
 def test_random_numbers_are_as_if_nothing_was_traced() -> None:
     random.seed(5)
-    expected = random.random()  # noqa: S311
+    expected = random.random()
     random.seed(5)
     convert(around(CASES["random"][0])())
-    assert random.random() == expected  # noqa: S311
+    assert random.random() == expected
 
 
 def test_everything_stays_the_same_object() -> None:

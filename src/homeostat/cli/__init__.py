@@ -1,7 +1,7 @@
 """The command line: arguments and exit codes, nothing else; one file for related commands.
 
-Exit codes: 0 done, 1 `graph` found forgotten updates or `fold` nothing to fold, 2 could not run,
-130 stopped by Ctrl-C; `run` ends with its script's.
+Exit codes: 0 done, 1 `graph` found forgotten updates, `audit` what it fails on or `fold` nothing to
+fold, 2 could not run, 130 stopped by Ctrl-C; `run` ends with its script's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from homeostat import HomeostatError, __version__
 # Importing a command registers it, in the order in which --help lists them.
 from homeostat.cli import study as study  # isort: skip
 from homeostat.cli import bench as bench  # isort: skip
-from homeostat.cli import fold as fold  # isort: skip
 from homeostat.cli import tf1 as tf1  # isort: skip
+from homeostat.cli import audit as audit  # isort: skip
+from homeostat.cli import recalibrate as recalibrate  # isort: skip
+from homeostat.cli import fold as fold  # isort: skip
+from homeostat.cli import convert as convert  # isort: skip
 from homeostat.cli import warmup as warmup  # isort: skip
 from homeostat.cli.app import COULD_NOT_RUN, app
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import typer
 
 from homeostat import HomeostatError
+from homeostat.errors import SpecError
 
 FOUND = 1
 COULD_NOT_RUN = 2
@@ -29,6 +30,18 @@ app = typer.Typer(
 def split(text: str | None) -> tuple[str, ...]:
     """Return the parts of an option that takes several, with commas between them."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return the height and width of an option such as 224x224."""
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise SpecError(
+            f"--image-size {text!r} is not a size: expected height x width, such as 224x224."
+        )
+    return int(height), int(width)
 
 
 @contextlib.contextmanager

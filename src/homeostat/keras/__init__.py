@@ -12,5 +12,6 @@ Example:
 
 from homeostat.keras.convert import convert, from_keras, revert, to_keras
 from homeostat.keras.layer import BatchNormalization
+from homeostat.keras.monitor import BatchNormMonitor
 
-__all__ = ["BatchNormalization", "convert", "from_keras", "revert", "to_keras"]
+__all__ = ["BatchNormMonitor", "BatchNormalization", "convert", "from_keras", "revert", "to_keras"]

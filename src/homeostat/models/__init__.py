@@ -1,7 +1,8 @@
 """Find, observe and rewrite the batch norms of a user's model: one adapter for each framework.
 
 `records` and `graph` say what is known of a model, `live` what a live one lets one do. `files`
-reads model files without their frameworks; `keras` and `torch` adapt live models.
+reads model files without their frameworks; `keras` and `torch` adapt live models; `source` opens
+either by the name that it has on a command line.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from homeostat.models.records import (
     BatchNormRecord,
     Behaviour,
     Framework,
+    Frozen,
     ModelRecord,
     Observation,
 )
+from homeostat.models.source import open_live, open_model
 
 __all__ = [
     "KINDS",
@@ -27,6 +30,7 @@ __all__ = [
     "BatchNormRecord",
     "Behaviour",
     "Framework",
+    "Frozen",
     "Graph",
     "Kind",
     "LiveModel",
@@ -35,6 +39,8 @@ __all__ = [
     "Operation",
     "adapt",
     "count_examples",
+    "open_live",
+    "open_model",
 ]
 
 

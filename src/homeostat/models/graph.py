@@ -113,6 +113,17 @@ class Graph:
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 
+    @cached_property
+    def _by_layer(self) -> dict[str, list[Operation]]:
+        found: dict[str, list[Operation]] = {}
+        for operation in self.operations:
+            found.setdefault(operation.layer or operation.name, []).append(operation)
+        return found
+
+    def calls(self, layer: str) -> tuple[Operation, ...]:
+        """Return the operations that use a layer's parameters, two or more for a shared one."""
+        return tuple(self._by_layer.get(layer, ()))
+
     def consumers(self, name: str) -> tuple[Operation, ...]:
         """Return the operations that take an operation's result."""
         return tuple(self._consumers[name])

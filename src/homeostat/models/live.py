@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from homeostat.models.records import ModelRecord
+from homeostat.models.records import BatchNormRecord, ModelRecord
 from homeostat.moments import Moments
 
 Batch = Any
@@ -61,8 +61,23 @@ class LiveModel(Protocol):
         """Make these a norm's moving statistics, in its own dtype and its own kind of variance."""
         ...
 
+    def adopt(self, name: str, record: BatchNormRecord) -> None:
+        """Give a norm another's arrays and options, in its own dtype and words.
+
+        Taken are gamma, beta, moving_mean, moving_variance (of the norm's own kind already),
+        epsilon, momentum and whether the average is cumulative; what is None stays.
+        """
+        ...
+
+    def normalize(self, name: str, inputs: Any) -> Any:
+        """Return one norm's inference of inputs (examples, channels), as float64 NumPy array.
+
+        A fused activation is left out.
+        """
+        ...
+
     def preserved(self) -> AbstractContextManager[None]:
-        """Restore every norm's statistics, modes, momenta and hooks if the body raises."""
+        """Restore every norm's arrays, options, modes and hooks if the body raises."""
         ...
 
     def save(self, path: Path) -> None:

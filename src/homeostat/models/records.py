@@ -47,6 +47,7 @@ class BatchNormRecord:
         activation: what is fused behind it, such as ``"relu"``.
         operations: the operations of the model's graph that apply it, two for one that is shared.
         unknown: names of the fields above that the source does not tell.
+        debiased: whether the statistics' start has no weight in them.
     """
 
     name: str
@@ -69,6 +70,7 @@ class BatchNormRecord:
     activation: str | None = None
     operations: tuple[str, ...] = ()
     unknown: frozenset[str] = frozenset()
+    debiased: bool = False
 
     def __post_init__(self) -> None:
         shapes = {name: array.shape for name, array in self.arrays.items()}
@@ -164,3 +166,20 @@ class Observation:
         default_factory=dict[str, tuple[Moments, ...]]
     )
     behaviour: Behaviour | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What freezing, or unfreezing, did to one batch norm.
+
+    Args:
+        name: its name in the model.
+        kind: its class before, in the framework's words.
+        now: what it is now, in the framework's words; "" where it was left as it was.
+        reason: why it was left as it was; "" where it was not.
+    """
+
+    name: str
+    kind: str
+    now: str = ""
+    reason: str = ""

@@ -75,24 +75,6 @@
     }
   }
 
-  function sortBy(header) {
-    const table = header.closest("table");
-    const headers = [...header.parentElement.children];
-    const column = headers.indexOf(header);
-    const down = header.getAttribute("aria-sort") === "ascending";
-    for (const other of headers) other.setAttribute("aria-sort", "none");
-    header.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const value = (row) => row.children[column].dataset.sort;
-    const number = table.tBodies[0].rows[0].children[column].classList.contains("number");
-    const rows = [...table.tBodies[0].rows].sort((a, b) => {
-      const x = value(a), y = value(b);
-      if (x === "" || y === "") return (x === "") - (y === "");
-      const order = number ? Number(x) - Number(y) : x.localeCompare(y);
-      return down ? -order : order;
-    });
-    table.tBodies[0].append(...rows);
-  }
-
   for (const place of document.querySelectorAll(".chart")) {
     place.style.minHeight = `${figures[place.dataset.figure].layout.height}px`;
     near.observe(place);
@@ -100,9 +82,6 @@
   for (const select of document.querySelectorAll(".choice")) {
     select.addEventListener("change", () => showInside(select));
     showInside(select);
-  }
-  for (const button of document.querySelectorAll(".sortable th button")) {
-    button.addEventListener("click", () => sortBy(button.parentElement));
   }
   dark.addEventListener("change", () => document.querySelectorAll(".js-plotly-plot").forEach(draw));
   // Everything is drawn before printing.

@@ -9,6 +9,7 @@ Example:
 """
 
 from homeostat.torch.convert import convert, revert
+from homeostat.torch.frozen import FrozenBatchNorm
 from homeostat.torch.modules import (
     BatchNorm1d,
     BatchNorm2d,
@@ -17,6 +18,7 @@ from homeostat.torch.modules import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from homeostat.torch.monitor import BatchNormMonitor
 from homeostat.torch.records import ConversionReport, Converted, NormRecord
 from homeostat.torch.synchronized import SyncBatchNorm
 
@@ -24,8 +26,10 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormMonitor",
     "ConversionReport",
     "Converted",
+    "FrozenBatchNorm",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",

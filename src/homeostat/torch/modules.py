@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch.fx import Proxy
 
-from homeostat.ops.torch import normalize
-from homeostat.torch.small import is_small, small_eval
+from homeostat.torch.inference import Inference
 from homeostat.torch.state import OPTIONS, TORCH, State
 from homeostat.torch.step import train
 
 Tensor = torch.Tensor
 
 
-class Complete(State):
+class Complete(Inference, State):
     """What `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` share."""
 
     def __init__(
@@ -78,37 +76,7 @@ class Complete(State):
         mean = self.running_mean
         if mean is None or (self.training and not self.inference_mode):
             return train(self, input, residual, weights)
-        if is_small(self, input, residual):
-            y = small_eval(self, input, residual)
-            if y is not None:
-                return y
-        if not torch.jit.is_tracing():
-            return self._evaluate(input, residual)
-        with warnings.catch_warnings():
-            # The sizes that are read are checked and not part of the graph.
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
-            return self._evaluate(input, residual)
-
-    def _evaluate(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        spec = self.spec
-        return normalize(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            axis=1,
-            epsilon=spec.epsilon,
-            activation=spec.activation,
-            residual=residual,
-        )
-
-    def _leaf(self, x: Proxy, residual: Any, weights: Any) -> Any:
-        """Stay one node of a graph that torch.fx traces, as native modules do."""
-        target = x.tracer.path_of_module(self)
-        arguments = (x,) if residual is None else (x, residual)
-        named = {} if weights is None else {"weights": weights}
-        return x.tracer.create_proxy("call_module", target, arguments, named)
+        return self._infer(input, residual)
 
 
 class BatchNorm1d(Complete, torch.nn.BatchNorm1d):

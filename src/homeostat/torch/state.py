@@ -37,7 +37,21 @@ _IN_SPEC = frozenset((*OPTIONS, "eps", "momentum")) - _NOT_IN_SPEC
 _STATISTICS = ("running_mean", "running_var", "renorm_mean", "renorm_std")
 
 
-class State(_BatchNorm):
+class WideStatistics(torch.nn.Module):
+    """A module that keeps its running statistics at float32 or wider."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move and cast as every module, but keep the statistics at float32 or wider."""
+        before = {name: self._buffers.get(name) for name in _STATISTICS}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers.get(name)
+            if old is not None and new.dtype in SIXTEEN_BITS and old.dtype not in SIXTEEN_BITS:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+
+class State(WideStatistics, _BatchNorm):
     """Options, parameters and buffers; the names and the checkpoints of `torch.nn.BatchNorm2d`.
 
     The options may be changed at any time, and are validated together as `spec`.
@@ -183,16 +197,6 @@ class State(_BatchNorm):
             [super().extra_repr()]
             + [f"{name}={value!r}" for name, value in named.items() if value != OPTIONS[name]]
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move and cast as every module, but keep the statistics at float32 or wider."""
-        before = {name: self._buffers.get(name) for name in _STATISTICS}
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers.get(name)
-            if old is not None and new.dtype in SIXTEEN_BITS and old.dtype not in SIXTEEN_BITS:
-                self._buffers[name] = old.to(new.device)
-        return self
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

@@ -114,7 +114,7 @@ def _traced(module: nn.Module, tracer: Tracer) -> fx.Graph:
         first = str(error).strip().partition("\n")[0]
         raise Refused(f"torch.fx cannot trace it: {first or type(error).__name__}") from error
     for code, proxies in tracer.codes:
-        question = _question(code, proxies)
+        question = question_of(code, proxies)
         if question:
             raise Refused(f"its forward asks {question}")
     return graph
@@ -151,7 +151,7 @@ class Tracer(fx.Tracer):
         forward, proxies = super().create_args_for_root(*arguments, **named)
 
         def watched(*given: Any) -> Any:
-            with _NoTensors(), _calls_of_users(self.codes):
+            with _NoTensors(), calls_of_users(self.codes):
                 return forward(*given)
 
         return watched, proxies
@@ -190,7 +190,7 @@ class _NoTensors(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _calls_of_users(codes: list[tuple[CodeType, frozenset[str]]]) -> Iterator[None]:
+def calls_of_users(codes: list[tuple[CodeType, frozenset[str]]]) -> Iterator[None]:
     """Collect the code that runs outside of torch, with its arguments that are proxies."""
 
     def note(frame: Any, event: str, _: Any) -> None:
@@ -217,8 +217,14 @@ def _top(module: str) -> str:
 
 
 @functools.lru_cache
-def _question(code: CodeType, proxies: frozenset[str]) -> str:
-    """Return what code asks that a proxy, or another mode, would answer in another way; or ""."""
+def question_of(code: CodeType, proxies: frozenset[str], *, none: bool = True) -> str:
+    """Return what code asks that a proxy, or another mode, would answer in another way; or "".
+
+    Args:
+        code: of a function that was called.
+        proxies: the names of its arguments that were proxies.
+        none: whether it matters that it asks whether a proxy is None.
+    """
     modes = sorted(_MODES & set(code.co_names))
     if modes or not proxies:
         return modes[0] if modes else ""
@@ -226,6 +232,8 @@ def _question(code: CodeType, proxies: frozenset[str]) -> str:
     for i, instruction in enumerate(instructions):
         name = instruction.opname
         if name == "IS_OP" or name.endswith(("IF_NONE", "IF_NOT_NONE")):
+            if not none:
+                continue
             near = instructions[max(0, i - 2 if name == "IS_OP" else i - 1) : i]
         elif name.startswith("LOAD_") and instruction.argval in _ASKS:
             near = instructions[i + 1 : i + 4]

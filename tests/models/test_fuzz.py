@@ -1,0 +1,112 @@
+"""Damaged model files make errors of ours or an answer; and what watches that sees all else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homeostat.errors import ModelFileError
+from tests.models.fuzz import BUILDERS, Watched, damage, run, samples_in
+
+ME = "tests.models.test_fuzz"
+
+
+@pytest.mark.slow
+def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
+    outcome = run(tmp_path, 1_000, seed=0, seconds=12)
+    assert outcome.failures == []
+    for name in BUILDERS:
+        assert outcome.counts[name, "read"] > 2
+        assert outcome.counts[name, "refused"] > 20
+
+
+def hang(_: str) -> None:
+    time.sleep(60)
+
+
+def spin(_: str) -> None:
+    while True:
+        pass
+
+
+def crash(_: str) -> None:
+    os.abort()
+
+
+def leave(_: str) -> None:
+    raise SystemExit(0)
+
+
+def raise_another(_: str) -> None:
+    raise KeyError("bn")
+
+
+def refuse(path: str) -> None:
+    raise ModelFileError(f"{path} is damaged")
+
+
+def write(_: str) -> None:
+    Path("written").write_text("x")
+
+
+def write_elsewhere(path: str) -> None:
+    Path(f"{path}.written").write_text("x")
+
+
+def start(_: str) -> None:
+    subprocess.run(["true"], check=True)
+
+
+def evaluate(_: str) -> None:
+    eval("1 + 1")  # noqa: S307
+
+
+def take_memory(_: str) -> None:
+    assert len(bytearray(b"x") * (600 << 20))
+
+
+def take_all_memory(_: str) -> None:
+    try:
+        bytearray(1 << 40)
+    except MemoryError as error:
+        raise ModelFileError("cannot be read (MemoryError)") from error
+
+
+WATCHED: dict[str, Any] = {
+    "hang": (hang, "hang"),
+    "spin": (spin, "hang"),
+    "crash": (crash, "crash"),
+    "leave": (leave, "exception"),
+    "raise": (raise_another, "exception"),
+    "refuse": (refuse, "refused"),
+    "write": (write, "written"),
+    "write elsewhere": (write_elsewhere, "ran"),
+    "start": (start, "ran"),
+    "evaluate": (evaluate, "ran"),
+    "memory": (take_memory, "memory"),
+    "all memory": (take_all_memory, "memory"),
+}
+
+
+@pytest.mark.parametrize("case", WATCHED)
+def test_what_goes_wrong_is_seen(tmp_path: Path, case: str) -> None:
+    reader, kind = WATCHED[case]
+    with Watched(tmp_path / "home", f"{ME}:{reader.__name__}", seconds=1) as watched:
+        # A second file is read by the same process, or another where that one ended.
+        for name in ("a", "b"):
+            answer = watched.read(tmp_path / name)
+            assert answer.kind == kind, answer
+
+
+def test_damages_are_the_same_for_a_seed(tmp_path: Path) -> None:
+    formats = {"safetensors": BUILDERS["safetensors"]}
+    samples = samples_in(tmp_path, formats)
+    first = [damage(samples, 3, number)[3] for number in range(20)]
+    assert first == [damage(samples, 3, number)[3] for number in range(20)]
+    assert len(set(first)) > 15
+    assert first != [damage(samples, 4, number)[3] for number in range(20)]
