@@ -576,9 +576,9 @@ def test_published_networks(name: str) -> None:
 
 # What depends on a backend's convolutions and arrays, and not on what folding makes of a graph.
 ELSEWHERE = (
-    "(behind_it and False) or (before_it and (separable2d or grouped1d)) or nested or fused or "
-    "(channels_first and (grouped1d or depthwise2d or separable2d or transpose2d)) or sixteen or "
-    "several_inputs"
+    "(behind_it and False and (conv2d or grouped1d or depthwise2d or separable2d or transpose2d)) "
+    "or (before_it and separable2d) or (channels_first and (grouped1d or depthwise2d)) or nested "
+    "or sixteen"
 )
 
 
