@@ -307,6 +307,9 @@ def test_norms_in_wrappers_and_classes_of_ones_own() -> None:
             super().__init__(**named)
             self.norm = Norm(name="within")
 
+        def build(self, shape: Any) -> None:
+            self.norm.build(shape)
+
         def call(self, x: Any) -> Any:
             return self.norm(x)
 
