@@ -13,6 +13,7 @@ import numpy as np
 from homeostat.keras import BatchNormalization
 from homeostat.models.foldable import LinearOp, NormOp, Sites
 from homeostat.models.graph import Graph, Operation
+from homeostat.models.keras.layers import layers_of
 from homeostat.models.keras.linear import LINEAR_LAYERS, axis_of, kind_of, linear_of
 from homeostat.models.keras.rebuild import is_graph
 from homeostat.models.records import BatchNormRecord
@@ -41,6 +42,7 @@ class Reading:
         self._seen: set[tuple[int, bool]] = set()
         self._find_training(model, training=False)
         self._prefixes: dict[int, str] = {}
+        self.paths = {id(layer): path for path, layer in layers_of(model).items()}
         self._read(model, "")
         self.calls = Counter(map(id, self.layers.values()))
 
@@ -95,7 +97,7 @@ class Reading:
             if is_graph(node.operation):
                 self._read(node.operation, f"{name}/")
             elif isinstance(node.operation, keras.Layer):
-                self._hide(node.operation, prefix)
+                self._hide(node.operation)
         graph = _graph_of(model)
         self.outputs += [names[id(tensor)] for tensor in graph.outputs]
 
@@ -135,12 +137,12 @@ class Reading:
         given = _argument(node, "training", 1)
         return model in self.training if given is None else given is not False
 
-    def _hide(self, layer: Any, prefix: str) -> None:
+    def _hide(self, layer: Any) -> None:
         for part in layer._flatten_layers(include_self=False):
             told = f"{type(layer).__name__} {layer.name!r}"
             self.inside.setdefault(id(part), told)
             if isinstance(part, NORMS):
-                record = BatchNormRecord(f"{prefix}{layer.name}/{part.name}", type(part).__name__)
+                record = BatchNormRecord(self.paths[id(part)], type(part).__name__)
                 reason = f"it is inside {told}, whose calls are not known"
                 self.hidden.setdefault(id(part), NormOp(record, why_not=reason))
 
