@@ -182,14 +182,22 @@ CASES: list[Case] = [
     Case("BN012", "small", None, model(norm(gamma=GAMMA * 0.01))),
     Case("BN012", "one of them", None, model(norm(gamma=some(1e-5, GAMMA)))),
     Case(
-        "BN013", "nothing in float16", "error",
+        "BN013", "nothing in float16", "info",
         model(norm(epsilon=1e-9, dtype="float16", moving_variance=some(1e-9, VARIANCE))),
     ),
     Case(
-        "BN013", "subnormal sum", "warning",
+        "BN013", "subnormal sum in float16", "info",
         model(norm(epsilon=1e-5, dtype="float16", moving_variance=some(0, VARIANCE))),
     ),
     Case("BN013", "subnormal epsilon", "info", model(norm(epsilon=1e-5, dtype="float16"))),
+    Case(
+        "BN013", "nothing in float32", "error",
+        model(norm(epsilon=0.0, moving_variance=some(0, VARIANCE))), channels=(0,),
+    ),
+    Case(
+        "BN013", "subnormal sum", "warning",
+        model(norm(epsilon=1e-40, moving_variance=some(0, VARIANCE))), channels=(0,),
+    ),
     Case("BN013", "negative", "error", model(norm(epsilon=-1e-3))),
     Case("BN013", "enough", None, model(norm(epsilon=1e-3, dtype="float16"))),
     Case("BN013", "PyTorch's", None, model(norm(epsilon=1e-5))),

@@ -320,6 +320,10 @@ def not_synchronized(subject: ModelSubject) -> Iterator[Outcome]:
         return
     enough = size is not None and size >= subject.settings.thresholds.replica_examples
     own = "examples" if size is None else f"{size} examples"
+    if any("synchronized" in norm.unknown for norm in model.norms):
+        yield subject.skip(
+            "the source does not tell whether statistics are synchronized. Audit the live model."
+        )
     for norm in model.norms:
         moves = norm.moving_mean is not None and norm.tracking is not False
         if norm.synchronized is False and moves:
