@@ -119,6 +119,9 @@ ZEROS, ONES = np.zeros(CHANNELS, np.float32), np.ones(CHANNELS, np.float32)
 FRESH: dict[str, Any] = {
     "gamma": ONES, "beta": ZEROS, "moving_mean": ZEROS, "moving_variance": ONES, "updates": 0,
 }  # fmt: skip
+UNCOUNTED: dict[str, Any] = {
+    "updates": None, "unknown": frozenset({"updates"}), "moving_variance": VARIANCE + 1,
+}  # fmt: skip
 BATCH = Settings(batch_size=8)
 
 
@@ -217,6 +220,21 @@ CASES: list[Case] = [
     Case("BN020", "44 updates", None, model(norm(updates=44))),
     Case("BN020", "loaded", None, model(norm(updates=5, moving_variance=some(0.01, VARIANCE)))),
     Case("BN020", "cumulative", None, model(norm(updates=5, cumulative=True))),
+    Case(
+        "BN020", "5 steps of the optimizer", "warning",
+        model(norm(**UNCOUNTED), steps=5),
+        figures={"updates": 5},
+    ),
+    Case(
+        "BN020", "steps after another training", None,
+        model(
+            norm(**UNCOUNTED), norm("other", moving_variance=some(0.01, VARIANCE)), steps=5,
+        ),
+    ),
+    Case(
+        "BN020", "frozen while the optimizer took steps", None,
+        model(norm(**UNCOUNTED, tracking=False), steps=5),
+    ),
     Case("BN020", "debiased", None, model(norm(updates=5, debiased=True))),
     Case("BN021", "last batch", "warning", model(norm(momentum=0.0))),
     Case("BN021", "three batches", "warning", model(norm(momentum=0.5)), figures={"memory": 3}),

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from homeostat.audit import audit, judge
-from homeostat.models import open_model
+from homeostat.models import adapt, open_model
 from homeostat.rules import Audit, Settings
 from tests.rules.real.checks import check
-from tests.rules.real.pytorch import CASES, MORE, one_process
+from tests.rules.real.pytorch import CASES, MORE, one_process, one_thread
 from tests.rules.real.table import Example, Source, occurs
 
 FILES = (".pt", ".safetensors", "onnx")
@@ -26,19 +26,8 @@ PARTS = ("speaks", "is silent")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _group() -> Iterator[None]:
-    if not torch.distributed.is_gloo_available():
-        yield
-        return
-    with one_process():
+def _alone() -> Iterator[None]:
+    with one_thread(), one_process():
         yield
 
 
@@ -91,19 +80,36 @@ def saved(rule: str, example: Example, source: Source, folder: Path) -> Audit:
 @pytest.mark.parametrize("rule", CASES)
 def test_modules(rule: str, part: str) -> None:
     example = made(rule, part)
-    check(rule, example, audit(example.model, example.data, settings=settings(rule, example)), "torch")
+    check(
+        rule, example, audit(example.model, example.data, settings=settings(rule, example)), "torch"
+    )
 
 
 @pytest.mark.parametrize("rule", MORE)
 def test_more_modules(rule: str) -> None:
     example = MORE[rule]()
-    check(rule, example, audit(example.model, example.data, settings=settings(rule, example)), "torch")
+    check(
+        rule, example, audit(example.model, example.data, settings=settings(rule, example)), "torch"
+    )
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize(
-    ("rule", "source"), [(r, s) for r in CASES for s in FILES if occurs(r, s)]
-)
+@pytest.mark.parametrize(("rule", "source"), [(r, s) for r in CASES for s in FILES if occurs(r, s)])
 def test_files(rule: str, source: Source, part: str, tmp_path: Path) -> None:
     example = made(rule, part)
     check(rule, example, saved(rule, example, source, tmp_path), source)
+
+
+def test_weights_of_replicas_do_not_tell_how_they_were_trained(tmp_path: Path) -> None:
+    example = made("BN027", "speaks")
+    found = saved("BN027", example, ".pt", tmp_path)
+    assert not found.findings
+    assert "whether statistics are synchronized" in found.skipped[0].reason
+
+
+def test_a_file_counts_as_the_module_does(tmp_path: Path) -> None:
+    example = made("BN023", "speaks")
+    live = adapt(example.model).record().norms
+    stored = saved("BN023", example, ".pt", tmp_path).model.norms
+    assert [(norm.updates, norm.skipped) for norm in stored] == [(80, 3), (80, 3)]
+    assert [(norm.updates, norm.skipped) for norm in live] == [(80, 3), (80, 3)]

@@ -110,6 +110,8 @@ class ModelRecord:
         parameters: how many parameters the model has, statistics included.
         distributed: whether it trains on several replicas; None where that is not known.
         notes: what else a reader of the findings should know.
+        steps: how many batches its optimizer has taken steps for, where that is told. Another
+            optimizer may have trained the model before.
     """
 
     name: str
@@ -121,6 +123,7 @@ class ModelRecord:
     parameters: int | None = None
     distributed: bool | None = None
     notes: tuple[str, ...] = ()
+    steps: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

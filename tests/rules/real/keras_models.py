@@ -1,4 +1,4 @@
-"""Keras models on which a rule speaks, and on which it does not, made as it happens to people."""
+"""Keras models on which a rule speaks or does not, made as it happens to people."""
 
 from __future__ import annotations
 
@@ -95,9 +95,7 @@ def images(number: int = 20, shift: float = 2.0) -> list[Array]:
 def without_statistics() -> Any:
     """Keep a model's trainable variables alone, and load them into a new one."""
     model = network()
-    for ours, theirs in zip(
-        model.trainable_variables, _healthy().trainable_variables, strict=True
-    ):
+    for ours, theirs in zip(model.trainable_variables, _healthy().trainable_variables, strict=True):
         ours.assign(theirs)
     return model
 
@@ -212,15 +210,11 @@ def other_variance(translated: bool) -> Any:
 
 
 def small_batches() -> list[Array]:
-    return [each.numpy() for each in pytorch.small_batches()]
+    return [each.numpy() for each in pytorch.small_batches(150)]
 
 
 def mixed() -> Any:
     return update(network(dtype="mixed_float16", epsilon=1e-5), images())
-
-
-def flat_labels() -> Batches:
-    return batches()
 
 
 BOTH = ("first", "second")
@@ -248,7 +242,7 @@ CASES: Mapping[str, Pair] = {
     "BN014": (lambda: Example(alone(1e-2, 0.0), ("norm",)), lambda: Example(alone(1.0, 0.0))),
     "BN015": (lambda: Example(two_epsilons(1e-5), ("second",), "info"), fine()),
     "BN020": (
-        lambda: Example(train(network(momentum=0.9999), 10), BOTH, "error"),
+        lambda: Example(train(network(momentum=0.9999), 10), BOTH),
         lambda: Example(train(network(momentum=0.9), 60)),
     ),
     "BN021": (lambda: Example(network(momentum=0.5), BOTH), fine()),
@@ -289,8 +283,7 @@ CASES: Mapping[str, Pair] = {
         lambda: Example(other_variance(True), data=small_batches()),
     ),
     "BN043": (
-        lambda: Example(without_statistics(), (None,), "warning", batches()),
-        fine(data=batches()),
+        lambda: Example(healthy(), (None,), "error", batches(20, 6.0)), fine(data=batches()),
     ),
     "BN044": (
         lambda: Example(without_statistics(), (None,), "error", batches()), fine(data=batches()),

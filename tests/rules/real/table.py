@@ -95,7 +95,7 @@ ABSENT: Mapping[str, Mapping[Source, str]] = {
     **{rule: _all(ARRAYS, _GRAPH) for rule in (
         "BN030", "BN031", "BN032", "BN033", "BN034", "BN035",
     )},
-    **{rule: _NO_DATA for rule in ("BN040", "BN041", "BN042", "BN043", "BN044")},
+    **dict.fromkeys(("BN040", "BN041", "BN042", "BN043", "BN044"), _NO_DATA),
 }  # fmt: skip
 """For each rule the sources in which it finds nothing, with the reason."""
 

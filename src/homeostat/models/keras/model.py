@@ -69,6 +69,7 @@ class KerasModel:
             network.why_no_graph,
             self._model.count_params(),
             _replicas(self._model),
+            steps=_steps(self._model),
         )
 
     def observe(
@@ -282,6 +283,16 @@ def _replicas(model: Any) -> bool | None:
     """Return True for a model made for several replicas; of another one it is not known."""
     strategy = getattr(model, "distribute_strategy", None)
     return True if strategy is not None and strategy.num_replicas_in_sync > 1 else None
+
+
+def _steps(model: Any) -> int | None:
+    """Return how many batches the model's optimizer took steps for; None for one without."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return None
+    # Of batches whose gradients are added up before a step it counts the steps.
+    batches = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+    return int(array_of(optimizer.iterations)) * batches
 
 
 @contextlib.contextmanager
