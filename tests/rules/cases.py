@@ -348,6 +348,16 @@ CASES: list[Case] = [
         model(), observed(np.where(np.arange(16) < 4, MEAN + 1.2 * np.sqrt(VARIANCE), MEAN)),
         channels=(0, 1, 2, 3),
     ),
+    Case(
+        "BN040", "and what it does", "error",
+        model(), replace(observed(MEAN + 3), alone={"bn": Behaviour(100, 0.5, 0.75, 0.5, 0.875)}),
+        figures={"change": 0.5, "changed": 0.25, "drop": 0.375},
+    ),
+    Case(
+        "BN040", "in a network of numbers", "error",
+        model(), replace(observed(MEAN + 3), alone={"bn": Behaviour(100, 0.5)}),
+        figures={"change": 0.5},
+    ),
     Case("BN040", "one", "info", model(), observed(some(5.0, MEAN)), channels=(0,)),
     Case("BN040", "a little", None, model(), observed(MEAN + 0.3 * np.sqrt(VARIANCE))),
     Case("BN041", "the same", None, model(), observed()),

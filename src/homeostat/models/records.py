@@ -159,6 +159,8 @@ class Observation:
         elements: for each norm, the smallest count of elements per channel in any whole batch.
         batch_moments: for each norm, the moments of each batch, in order; of the first few hundred.
         behaviour: how outputs differ between moving and batch statistics.
+        alone: for norms with shifted statistics, by name, how outputs differ when that norm alone
+            takes the batch's; on a few batches.
     """
 
     inputs: Mapping[str, Moments]
@@ -169,6 +171,7 @@ class Observation:
         default_factory=dict[str, tuple[Moments, ...]]
     )
     behaviour: Behaviour | None = None
+    alone: Mapping[str, Behaviour] = field(default_factory=dict[str, Behaviour])
 
 
 @dataclass(frozen=True)
