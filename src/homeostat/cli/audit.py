@@ -151,7 +151,7 @@ def _run(
     options: dict[str, Any],
     settings: Settings,
 ) -> Audit:
-    from homeostat.audit import judge, observe, with_labels
+    from homeostat.audit import examine, with_labels
     from homeostat.data import open_batches
     from homeostat.models import open_live
 
@@ -169,7 +169,7 @@ def _run(
     )
     if labels is not None:
         batches = with_labels(batches, labels)
-    return judge(record, observe(live, _watched(batches)), settings)
+    return examine(live, record, _watched(batches), settings)
 
 
 def _watched(batches: Any) -> Any:

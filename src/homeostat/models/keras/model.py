@@ -69,6 +69,7 @@ class KerasModel:
             network.why_no_graph,
             self._model.count_params(),
             _replicas(self._model),
+            steps=_steps(self._model),
         )
 
     def observe(
@@ -101,17 +102,22 @@ class KerasModel:
         known = [name for name in self._norms if name in watch.seen]
         return {name: watch.seen[name] for name in known}
 
-    def outputs(self, batch: Batch, *, batch_statistics: bool = False) -> Any:
+    def outputs(self, batch: Batch, *, batch_statistics: bool | Sequence[str] = False) -> Any:
         """Return the model's outputs for a batch as float64 NumPy arrays; change nothing.
 
         Args:
             batch: the inputs, as in `observe`.
-            batch_statistics: whether norms take the batch's statistics, not the moving ones.
+            batch_statistics: whether norms take the batch's statistics, not the moving ones; or the
+                names of those that do.
 
         Returns:
             An array, or a list or mapping of them, as the model gives them.
+
+        Raises:
+            SpecError: a name is none of a norm's.
         """
-        watch = Watch(self._norms, self._norms, None) if batch_statistics else None
+        chosen = self._chosen(batch_statistics)
+        watch = Watch(self._norms, chosen, None) if chosen else None
         found = self._run(batch, watch)
         return keras.tree.map_structure(
             lambda each: np.asarray(keras.ops.convert_to_numpy(each)).astype(np.float64), found
@@ -283,6 +289,16 @@ def _replicas(model: Any) -> bool | None:
     """Return True for a model made for several replicas; of another one it is not known."""
     strategy = getattr(model, "distribute_strategy", None)
     return True if strategy is not None and strategy.num_replicas_in_sync > 1 else None
+
+
+def _steps(model: Any) -> int | None:
+    """Return how many batches the model's optimizer took steps for; None for one without."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return None
+    # Of batches whose gradients are added up before a step it counts the steps.
+    batches = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+    return int(array_of(optimizer.iterations)) * batches
 
 
 @contextlib.contextmanager
