@@ -253,6 +253,10 @@ CASES: list[Case] = [
     Case("BN024", "neither", None, model()),
     Case("BN025", "no statistics", "warning", model(norm(moving_mean=None, moving_variance=None))),
     Case("BN025", "one left", "warning", model(norm(training=True), norm("other"))),
+    Case(
+        "BN025", "others are frozen", "info",
+        model(norm(training=True), norm("other", tracking=False)),
+    ),
     Case("BN025", "all in training", "info", model(norm(training=True))),
     Case("BN025", "inference", None, model()),
     Case("BN026", "positions of 8 x 8", None, model(graph=CONV_BN), None, BATCH),

@@ -297,7 +297,10 @@ def test_what_each_shifted_norm_does(trained: nn.Module) -> None:
             x = nn.functional.batch_norm(
                 first, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
             )
-            one = trained[2:](x).argmax(1)  # type: ignore[index]
+            outputs = trained[2:](x)  # type: ignore[index]
+        one = outputs.argmax(1)
+        found = adapt(trained).outputs(images, batch_statistics=["1"])
+        np.testing.assert_allclose(found, outputs, rtol=1e-4, atol=1e-4)
         changed += int((moving != one).sum())
         right[0] += int((moving == classes).sum())
         right[1] += int((one == classes).sum())

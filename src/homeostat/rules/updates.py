@@ -225,7 +225,8 @@ def batch_statistics(subject: NormSubject) -> Iterator[Outcome]:
 
     What it does:
         Finds norms without moving statistics, and norms that are in training mode while others
-        are not. If the whole model is in training mode, that is a piece of information.
+        are not. If the whole model is in training mode, but for norms that are frozen by that, it
+        is a piece of information.
 
     Why is this bad:
         What the network says of one example depends on the others in its batch, and an example
@@ -243,7 +244,10 @@ def batch_statistics(subject: NormSubject) -> Iterator[Outcome]:
     elif norm.moving_mean is None or norm.moving_variance is None:
         yield subject.find("it has no moving statistics, so inference takes the batch's.")
     elif norm.training:
-        alone = any(other.training is False for other in subject.model.norms)
+        # A norm in eval mode in a model that trains is frozen, and says nothing of the others.
+        alone = any(
+            other.training is False and other.tracking is not False for other in subject.model.norms
+        )
         mixed = "it is in training mode, though other norms of the model are not."
         yield subject.find(
             mixed if alone else "it is in training mode, as the whole model is.",

@@ -335,6 +335,8 @@ MORE: Mapping[str, Callable[[], Example]] = {
     "BN002": lambda: Example(nan_batch(train(network(BatchNorm2d)))),
     "BN013": lambda: Example(halved(1e-3)),
     "BN020": lambda: Example(train(network(BatchNorm2d, momentum=0.001, zero_debias=True), 10)),
+    # Frozen in the way of fine-tuning, in a model that trains.
+    "BN025": lambda: Example(half_frozen(True), ("4",), "info"),
     "BN026": lambda: Example(dense(), ("2",), data=[each[:8] for each in images()], batch_size=8),
 }
 """Live modules beside these: those of Homeostat that are spared, and other causes."""
