@@ -373,7 +373,10 @@ def test_some_norms_take_the_batch(make: Any, rng: Any) -> None:
         adapter.observe(x, batch_statistics=["7"])
 
 
-@pytest.mark.parametrize("make", [nn.BatchNorm2d, ours.BatchNorm2d])
+@pytest.mark.parametrize(
+    "make",
+    [nn.BatchNorm2d, ours.BatchNorm2d, lambda n: nn.BatchNorm2d(n, track_running_stats=False)],
+)
 def test_weights(make: Any, rng: Any) -> None:
     model = nn.Sequential(make(3), nn.Conv2d(3, 3, 1), make(3))
     adapter = TorchModel(model.double())
@@ -389,6 +392,10 @@ def test_weights(make: Any, rng: Any) -> None:
             found = adapter.observe(x, weights=weights)
         first = truth(x, w)
         assert_close(found["0"], first)
+        if model[0].running_mean is None:
+            # It takes the batch's statistics anyway.
+            again = adapter.observe(x, weights=weights, batch_statistics=False)
+            assert_close(again["2"], found["2"])
         y = (x - first.mean.reshape(1, 3, 1, 1)) / np.sqrt(
             first.variance.reshape(1, 3, 1, 1) + 1e-5
         )
@@ -573,13 +580,23 @@ def test_wrappers_are_looked_into(rng: Any) -> None:
 @pytest.mark.slow
 def test_compiled_models_run_eagerly(rng: Any) -> None:
     x = torch.tensor(rng.normal(0, 1, (4, 3)), dtype=torch.float32)
-    model = torch.compile(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()), backend="eager")
-    model(x)
-    assert_close(TorchModel(model).observe(x)["0"], truth(x))
-    inside = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())
-    inside.compile(backend="eager")
-    inside(x)
-    assert_close(TorchModel(inside).observe(x)["0"], truth(x))
+    compiled = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    # In eval mode already, so that nothing but the hooks is another.
+    inside = Shared(nn.BatchNorm1d(3)).eval()
+    inside.compile(backend=backend)
+    around = torch.compile(Shared(nn.BatchNorm1d(3)).eval(), backend=backend)
+    for model in (inside, around):
+        # Both may share what was compiled.
+        model(x, x)
+        after = len(compiled)
+        assert after
+        assert_close(TorchModel(model).observe((x, x))["norm"], truth(np.concatenate([x, x])))
+        assert len(compiled) == after
 
 
 # Writing.

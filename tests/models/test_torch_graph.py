@@ -260,7 +260,7 @@ class Inverted(Around):
         (Inner(Branches()), "no graph of Branches 'inner': torch.fx"),
         (Asks(), "Asks.forward in the model's code asks what kind of thing x is"),
         (Checkpointed(), "its forward uses torch.utils.checkpoint"),
-        (Inverted(), "no graph of Inverted"),
+        (Inverted(), "no graph of Inverted: torch.fx cannot trace it: symbolically traced"),
     ],
 )
 def test_why_there_is_no_graph(model: nn.Module, why: str) -> None:

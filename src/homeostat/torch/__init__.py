@@ -18,6 +18,7 @@ from homeostat.torch.modules import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
+from homeostat.torch.monitor import BatchNormMonitor
 from homeostat.torch.records import ConversionReport, Converted, NormRecord
 from homeostat.torch.synchronized import SyncBatchNorm
 
@@ -25,6 +26,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormMonitor",
     "ConversionReport",
     "Converted",
     "FrozenBatchNorm",

@@ -99,6 +99,15 @@ def test_a_plain_pickle_is_no_checkpoint(tmp_path: Path) -> None:
         read_model_file(tmp_path / "a.pkl")
 
 
+def wide(levels: int, keys: int) -> bytes:
+    """A pickle of mappings, each under many keys of the next."""
+    made = b"\x80\x02}q\x00"
+    for level in range(levels):
+        items = (b"X\x01\x00\x00\x00%ch%c" % (20 + key, level) for key in range(keys))
+        made += b"}(" + b"".join(items) + b"uq%c" % (level + 1)
+    return made + b"."
+
+
 EXHAUSTING: dict[str, Callable[[], bytes]] = {
     # 46 bytes like these make pickle.Unpickler allocate gigabytes; hashing the tuple, crash.
     "memo": lambda: b"\x80\x02Nr\xff\xff\xff\x7f.",
@@ -131,6 +140,7 @@ EXHAUSTING: dict[str, Callable[[], bytes]] = {
         )
         + b"."
     ),
+    "wide mappings": lambda: wide(5, 100),
     "in itself": lambda: b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.",
     "nothing": lambda: b"",
     "no stop": lambda: b"\x80\x02N",

@@ -91,7 +91,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         kept.restore()
         random.setstate(numbers)
         np.random.set_state(more)
-        # Copies of weights that autocast made here have no gradients.
+        # Some versions keep the copies of weights that autocast made here, without gradients.
         torch.clear_autocast_cache()
 
 
