@@ -118,8 +118,8 @@ def check_observe_every(value: Any) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise SpecError(
-            f"observe_every={value!r} is not valid: expected a positive integer. 100 looks at "
-            "every hundredth step."
+            f"observe_every={value!r} is not valid: expected a positive integer. Pass "
+            "100 to look at every hundredth step."
         )
     return int(value)
 
