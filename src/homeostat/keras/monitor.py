@@ -158,11 +158,12 @@ def _state(layer: Any) -> State:
         layer.epsilon,
         average,
         bool(layer.trainable) and not frozen and average.momentum != 1.0,
-        *(_copy(getattr(layer, name, None)) for name in _ARRAYS),
+        gamma=_copy(layer.gamma),
+        beta=_copy(layer.beta),
+        stddev=_copy(getattr(layer, "moving_stddev", None)),
+        updates=_copy(getattr(layer, "updates", None)),
+        skipped=_copy(getattr(layer, "skipped_updates", None)),
     )
-
-
-_ARRAYS = ("gamma", "beta", "moving_stddev", "updates", "skipped_updates")
 
 
 def _copy(variable: Any) -> Array | None:

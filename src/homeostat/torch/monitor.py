@@ -82,6 +82,7 @@ class BatchNormMonitor:
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
         >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
         >>> with BatchNormMonitor(model, tempfile.mkdtemp(), observe_every=10) as monitor:
