@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-INSTALLS = {'pip install ".[tensorflow,study]"', 'pip install -e ".[dev]" -c constraints.txt'}
+INSTALLS = {
+    'pip install ".[tensorflow,study]"',
+    'pip install ".[audit]"',
+    'pip install -e ".[dev]" -c constraints.txt',
+}
 ENVIRONMENT = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
 
 
@@ -27,11 +31,11 @@ def commands(page: Path) -> list[str]:
     return [part for part in parts if part and not part.startswith("#")]
 
 
-def run(arguments: list[str], folder: Path) -> str:
+def run(arguments: list[str], folder: Path, code: int = 0) -> str:
     result = subprocess.run(
         arguments, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
     )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert result.returncode == code, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
 
@@ -45,18 +49,28 @@ def test_python_snippets_run(page, snippet, tmp_path):
     run([sys.executable, "-c", snippet], tmp_path)
 
 
-def test_the_two_lines_of_the_readme_install_what_they_say():
+def test_the_lines_of_the_readme_install_what_they_say():
     found = [command for command in commands(ROOT / "README.md") if command.startswith("pip")]
     assert set(found) == INSTALLS
 
 
-def test_the_first_command_of_the_readme_runs_and_writes_the_report(tmp_path):
+SAVE = """
+import keras
+norm = keras.layers.BatchNormalization(name="norm")
+keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), norm]).save("model.keras")
+"""
+
+
+def test_the_commands_of_the_readme_do_what_they_say(tmp_path):
     found = [line for line in commands(ROOT / "README.md") if line.startswith("homeostat")]
-    assert found == ["homeostat study"]
+    assert found == ["homeostat study", "homeostat audit model.keras"]
     script = Path(sys.executable).with_name("homeostat")
     output = run([str(script), *shlex.split(found[0])[1:]], tmp_path)
     assert "with" in output
     assert (tmp_path / "homeostat-study" / "report.html").stat().st_size > 10_000
+    run([sys.executable, "-c", SAVE], tmp_path)
+    output = run([str(script), *shlex.split(found[1])[1:]], tmp_path, code=1)
+    assert "never-updated" in output
 
 
 DOCUMENTED = sorted(

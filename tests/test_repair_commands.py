@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from homeostat.cli.output import check_output, write_beside
 from homeostat.errors import DataError
-from tests.command import run_homeostat, start_homeostat
+from homeostat.models.files import read_model_file
+from tests.command import run_homeostat, run_python, start_homeostat
 
 MODULE = """
 import os, time
@@ -169,3 +170,85 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
         check_output(tmp_path, force=True)
     with pytest.raises(DataError, match="does not exist"):
         check_output(tmp_path / "nowhere" / "x.pt", force=True)
+
+
+SAVE_TF1 = """
+import numpy as np
+import homeostat.tf1 as tf
+x = tf.placeholder(tf.float32, [None, 6, 6, 3])
+y = tf.layers.conv2d(x, 4, 3)
+y = tf.layers.batch_normalization(y, training=True, name="bn_a")
+y = tf.layers.conv2d(y, 4, 3)
+y = tf.layers.batch_normalization(y, training=True, name="bn_b")
+with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        session.run(tf.get_collection(tf.GraphKeys.UPDATE_OPS), {x: rng.normal(3, 2, (8, 6, 6, 3))})
+    tf.train.Saver().save(session, "old.ckpt")
+"""
+
+SAVE_KERAS = """
+import keras
+layers = keras.layers
+stack = [keras.Input((6, 6, 3))]
+for name in "ab":
+    stack += [layers.Conv2D(4, 3), layers.BatchNormalization(name=f"bn_{name}")]
+keras.Sequential(stack).save("new.keras")
+"""
+
+
+def test_from_a_tensorflow_1_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tf_keras")
+    monkeypatch.chdir(tmp_path)
+    for code in (SAVE_TF1, SAVE_KERAS):
+        done = run_python("-c", code)
+        assert done.returncode == 0, done.stderr[-3000:]
+    done = run_homeostat("convert", "old.ckpt", "new.keras", "-o", "done.keras", COLUMNS="120")
+    assert done.returncode == 0, done.stderr
+    old, new = (read_model_file(tmp_path / name) for name in ("old.ckpt", "done.keras"))
+    assert [norm.name for norm in old.norms] == [norm.name for norm in new.norms]
+    for theirs, ours in zip(old.norms, new.norms, strict=True):
+        assert np.any(theirs.moving_mean)
+        for name, array in theirs.arrays.items():
+            np.testing.assert_array_equal(ours.arrays[name], array)
+
+
+DATASET = """
+import numpy as np
+import tensorflow as tf
+
+def images():
+    def parse(record):
+        features = {"x": tf.io.FixedLenFeature([6 * 6 * 3], tf.float32)}
+        found = tf.io.parse_single_example(record, features)
+        return tf.reshape(found["x"], (6, 6, 3))
+    return tf.data.TFRecordDataset("x.tfrecord").map(parse).batch(16)
+
+def write():
+    x = np.random.default_rng(0).normal(3, 2, (50, 108)).astype("float32")
+    np.save("x.npy", x.reshape(50, 6, 6, 3))
+    with tf.io.TFRecordWriter("x.tfrecord") as writer:
+        for row in x:
+            feature = {"x": tf.train.Feature(float_list=tf.train.FloatList(value=row))}
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+"""
+
+
+def test_tfrecords_by_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mydata.py").write_text(DATASET)
+    done = run_python("-c", SAVE_KERAS + "\nimport mydata; mydata.write()")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for data, out in (("mydata:images", "a.keras"), ("x.npy", "b.keras")):
+        done = run_homeostat(
+            "recalibrate", "new.keras", "--data", data, "--batch-size", "16", "-o", out
+        )
+        assert done.returncode == 0, done.stderr
+        assert "50 examples in 4 batches" in " ".join(done.stdout.split())
+    first, second = (read_model_file(tmp_path / name) for name in ("a.keras", "b.keras"))
+    for theirs, ours in zip(first.norms, second.norms, strict=True):
+        assert np.any(theirs.moving_mean)
+        np.testing.assert_allclose(theirs.moving_mean, ours.moving_mean, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(theirs.moving_variance, ours.moving_variance, rtol=1e-6)

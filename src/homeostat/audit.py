@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +22,14 @@ from homeostat.models import (
 from homeostat.moments import Moments, merge
 from homeostat.rules import RULES, SEVERITIES, Audit, Finding, Settings, Skipped
 
-__all__ = ["Audit", "audit", "judge", "observe", "with_labels"]
+__all__ = ["Audit", "audit", "examine", "judge", "observe", "with_labels"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 KEPT_BATCHES = 256
 """How many batches' moments an observation keeps."""
+ALONE_NORMS, ALONE_BATCHES = 16, 4
+"""Of how many norms with shifted statistics, and on how many batches, the effect is measured."""
 
 
 def audit(
@@ -72,8 +75,32 @@ def audit(
             )
         return judge(record, None, settings)
     live = cast("LiveModel", model) if _is_adapter(model) else adapt(model)
-    observation = None if data is None else observe(live, data)
-    return judge(live.record(), observation, settings)
+    record = live.record()
+    return judge(record, None, settings) if data is None else examine(live, record, data, settings)
+
+
+def examine(
+    live: LiveModel, record: ModelRecord, data: Iterable[Any], settings: Settings | None = None
+) -> Audit:
+    """Ask every rule about a live model and data, and measure what each shifted norm does to it.
+
+    Args:
+        live: the model's adapter.
+        record: what it says of itself now.
+        data: batches as `homeostat.data.unpack` reads them.
+        settings: which rules, from where on they speak; None for the defaults.
+
+    Raises:
+        DataError: there is no batch, or labels do not fit the examples.
+    """
+    first: list[Any] = []
+    observation = observe(live, _keep_first(data, first))
+    found = judge(record, observation, settings)
+    shifted = _shifted(found)
+    if not shifted:
+        return found
+    alone = _measure_alone(live, shifted, first)
+    return judge(record, replace(observation, alone=alone), settings)
 
 
 def judge(
@@ -109,6 +136,40 @@ def judge(
     return Audit(
         model, tuple(findings), tuple(skipped), tuple(rule.info for rule in asked), observation
     )
+
+
+def _keep_first(data: Iterable[Any], kept: list[Any]) -> Iterator[Any]:
+    for batch in data:
+        if len(kept) < ALONE_BATCHES:
+            kept.append(batch)
+        yield batch
+
+
+def _shifted(found: Audit) -> list[str]:
+    """Return the norms whose statistics are off, the worst first."""
+    names = (
+        finding.norm
+        for finding in found.findings
+        if finding.rule in ("BN040", "BN041") and finding.severity != "info"
+    )
+    return list(dict.fromkeys(name for name in names if name is not None))[:ALONE_NORMS]
+
+
+def _measure_alone(
+    live: LiveModel, names: Iterable[str], batches: Iterable[Any]
+) -> dict[str, Behaviour]:
+    """Return how outputs differ when one norm alone takes the batch's statistics, by its name."""
+    comparisons = {name: _Comparison() for name in names}
+    for batch in batches:
+        examples = unpack(batch)
+        if not count_examples(examples.inputs):
+            continue
+        moving = live.outputs(examples.inputs)
+        for name, comparison in comparisons.items():
+            one = live.outputs(examples.inputs, batch_statistics=[name])
+            comparison.add(moving, one, examples)
+    found = {name: comparison.behaviour() for name, comparison in comparisons.items()}
+    return {name: behaviour for name, behaviour in found.items() if behaviour is not None}
 
 
 def _of_variables(variables: Mapping[Any, Any]) -> ModelRecord:

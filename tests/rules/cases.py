@@ -119,6 +119,9 @@ ZEROS, ONES = np.zeros(CHANNELS, np.float32), np.ones(CHANNELS, np.float32)
 FRESH: dict[str, Any] = {
     "gamma": ONES, "beta": ZEROS, "moving_mean": ZEROS, "moving_variance": ONES, "updates": 0,
 }  # fmt: skip
+UNCOUNTED: dict[str, Any] = {
+    "updates": None, "unknown": frozenset({"updates"}), "moving_variance": VARIANCE + 1,
+}  # fmt: skip
 BATCH = Settings(batch_size=8)
 
 
@@ -182,14 +185,22 @@ CASES: list[Case] = [
     Case("BN012", "small", None, model(norm(gamma=GAMMA * 0.01))),
     Case("BN012", "one of them", None, model(norm(gamma=some(1e-5, GAMMA)))),
     Case(
-        "BN013", "nothing in float16", "error",
+        "BN013", "nothing in float16", "info",
         model(norm(epsilon=1e-9, dtype="float16", moving_variance=some(1e-9, VARIANCE))),
     ),
     Case(
-        "BN013", "subnormal sum", "warning",
+        "BN013", "subnormal sum in float16", "info",
         model(norm(epsilon=1e-5, dtype="float16", moving_variance=some(0, VARIANCE))),
     ),
     Case("BN013", "subnormal epsilon", "info", model(norm(epsilon=1e-5, dtype="float16"))),
+    Case(
+        "BN013", "nothing in float32", "error",
+        model(norm(epsilon=0.0, moving_variance=some(0, VARIANCE))), channels=(0,),
+    ),
+    Case(
+        "BN013", "subnormal sum", "warning",
+        model(norm(epsilon=1e-40, moving_variance=some(0, VARIANCE))), channels=(0,),
+    ),
     Case("BN013", "negative", "error", model(norm(epsilon=-1e-3))),
     Case("BN013", "enough", None, model(norm(epsilon=1e-3, dtype="float16"))),
     Case("BN013", "PyTorch's", None, model(norm(epsilon=1e-5))),
@@ -209,6 +220,21 @@ CASES: list[Case] = [
     Case("BN020", "44 updates", None, model(norm(updates=44))),
     Case("BN020", "loaded", None, model(norm(updates=5, moving_variance=some(0.01, VARIANCE)))),
     Case("BN020", "cumulative", None, model(norm(updates=5, cumulative=True))),
+    Case(
+        "BN020", "5 steps of the optimizer", "warning",
+        model(norm(**UNCOUNTED), steps=5),
+        figures={"updates": 5},
+    ),
+    Case(
+        "BN020", "steps after another training", None,
+        model(
+            norm(**UNCOUNTED), norm("other", moving_variance=some(0.01, VARIANCE)), steps=5,
+        ),
+    ),
+    Case(
+        "BN020", "frozen while the optimizer took steps", None,
+        model(norm(**UNCOUNTED, tracking=False), steps=5),
+    ),
     Case("BN020", "debiased", None, model(norm(updates=5, debiased=True))),
     Case("BN021", "last batch", "warning", model(norm(momentum=0.0))),
     Case("BN021", "three batches", "warning", model(norm(momentum=0.5)), figures={"memory": 3}),
@@ -305,7 +331,7 @@ CASES: list[Case] = [
     Case("BN034", "once", None, model(graph=CONV_BN)),
     Case(
         "BN035", "behind a convolution", "info", model(graph=CONV_BN),
-        figures={"norms": 1, "bytes": 3 * CHANNELS * 4, "operations": 2 * 64 * CHANNELS},
+        figures={"norms": 1, "bytes": 3 * CHANNELS * 4, "operations": 64 * CHANNELS},
     ),
     Case(
         "BN035", "and a bias", "info", model(graph=chain(replace(CONV, bias=True), BN)),
@@ -321,6 +347,16 @@ CASES: list[Case] = [
         "BN040", "a quarter", "warning",
         model(), observed(np.where(np.arange(16) < 4, MEAN + 1.2 * np.sqrt(VARIANCE), MEAN)),
         channels=(0, 1, 2, 3),
+    ),
+    Case(
+        "BN040", "and what it does", "error",
+        model(), replace(observed(MEAN + 3), alone={"bn": Behaviour(100, 0.5, 0.75, 0.5, 0.875)}),
+        figures={"change": 0.5, "changed": 0.25, "drop": 0.375},
+    ),
+    Case(
+        "BN040", "in a network of numbers", "error",
+        model(), replace(observed(MEAN + 3), alone={"bn": Behaviour(100, 0.5)}),
+        figures={"change": 0.5},
     ),
     Case("BN040", "one", "info", model(), observed(some(5.0, MEAN)), channels=(0,)),
     Case("BN040", "a little", None, model(), observed(MEAN + 0.3 * np.sqrt(VARIANCE))),

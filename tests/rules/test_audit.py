@@ -276,3 +276,39 @@ def test_settings_choose(network: nn.Module) -> None:
     assert {one.rule for one in chosen.findings} == {"BN011"}
     at_one = judge(record, None, Settings(per_norm_ignores={"[1-2]": ("BN002", "BN03")}))
     assert {one.rule for one in at_one.findings} == {"BN011", "BN035"}
+
+
+def test_what_each_shifted_norm_does(trained: nn.Module) -> None:
+    data = list(batches(scale=16))
+    given = iter(data)
+    seen = audit(trained, given, settings=SETTINGS)
+    assert next(given, None) is None
+    assert seen.observation is not None
+    shifted = {one.norm for one in seen.findings if one.rule in ("BN040", "BN041")}
+    assert set(seen.observation.alone) <= shifted
+    [finding] = [one for one in seen.findings if (one.rule, one.norm) == ("BN041", "1")]
+    # The same by hand: the first norm alone takes the statistics of each of the first batches.
+    changed, right, examples = 0, [0, 0], 0
+    norm: Any = trained[1]  # type: ignore[index]
+    for images, classes in data[:4]:
+        with torch.no_grad():
+            moving = trained(images).argmax(1)
+            first = trained[0](images)  # type: ignore[index]
+            x = nn.functional.batch_norm(
+                first, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
+            )
+            one = trained[2:](x).argmax(1)  # type: ignore[index]
+        changed += int((moving != one).sum())
+        right[0] += int((moving == classes).sum())
+        right[1] += int((one == classes).sum())
+        examples += len(images)
+    assert finding.figures["changed"] == pytest.approx(changed / examples)
+    assert finding.figures["drop"] == pytest.approx((right[1] - right[0]) / examples)
+    assert f"{changed / examples:.1%} of {examples:,} examples" in finding.message
+    assert finding.figures["drop"] > 0.1
+
+
+def test_a_healthy_network_is_not_measured_norm_by_norm(trained: nn.Module) -> None:
+    seen = audit(trained, batches(), settings=SETTINGS)
+    assert seen.observation is not None
+    assert not seen.observation.alone

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from homeostat.audit import audit
+from homeostat.errors import SpecError
+from homeostat.models import adapt
 from homeostat.rules import Settings
 from tests.rules.networks import digits
 
@@ -87,3 +89,27 @@ def test_a_model_with_the_other_frameworks_momentum() -> None:
     found = audit(built(momentum=0.1))
     assert {one.rule for one in found.findings} >= {"BN022"}
     assert "momentum=0.1 " in next(one.message for one in found.findings if one.rule == "BN022")
+
+
+def test_one_norm_that_takes_the_batches_statistics(trained: Any) -> None:
+    live = adapt(trained)
+    x = images()[0][:BATCH] * 16
+    before = [np.array(each) for each in trained.get_weights()]
+    plain, alone = live.outputs(x), live.outputs(x, batch_statistics=["second"])
+    # By hand: the other's statistics become those of the batch.
+    layer = trained.get_layer("second")
+    kept = layer.get_weights()
+    seen = live.observe(x, batch_statistics=["second"])["second"]
+    layer.moving_mean.assign(seen.mean)
+    layer.moving_variance.assign(seen.variance)
+    expected = live.outputs(x)
+    layer.set_weights(kept)
+    np.testing.assert_allclose(alone, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(alone - plain).max() > 1
+    np.testing.assert_array_equal(live.outputs(x, batch_statistics=[]), plain)
+    for ours, theirs in zip(trained.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(SpecError, match="no batch norm is called 'third'"):
+        live.outputs(x, batch_statistics=["third"])
+    both = audit(trained, [(x, images()[1][:BATCH])])
+    assert {one.norm for one in both.findings if "changed" in one.figures} == {"first"}

@@ -145,6 +145,7 @@ def observations(draw: st.DrawFn, model: ModelRecord) -> Observation:
         elements,
         batches,
         draw(st.sampled_from([None, behaviour])),
+        dict.fromkeys(list(seen) if draw(st.booleans()) else [], behaviour),
     )
 
 

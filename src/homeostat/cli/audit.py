@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,7 +151,7 @@ def _run(
     options: dict[str, Any],
     settings: Settings,
 ) -> Audit:
-    from homeostat.audit import judge, observe, with_labels
+    from homeostat.audit import examine, with_labels
     from homeostat.data import open_batches
     from homeostat.models import open_live
 
@@ -158,7 +159,8 @@ def _run(
     if size is not None:
         options = {**options, "image_size": parse_size(size)}
     live = open_live(model, weights)
-    record = live.record()
+    # The model is called what the command calls it.
+    record = replace(live.record(), name=Path(model).name)
     batches: Any = open_batches(
         data,
         settings.batch_size or BATCH_SIZE,
@@ -167,7 +169,7 @@ def _run(
     )
     if labels is not None:
         batches = with_labels(batches, labels)
-    return judge(record, observe(live, _watched(batches)), settings)
+    return examine(live, record, _watched(batches), settings)
 
 
 def _watched(batches: Any) -> Any:

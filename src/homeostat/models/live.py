@@ -53,8 +53,13 @@ class LiveModel(Protocol):
         """
         ...
 
-    def outputs(self, batch: Batch, *, batch_statistics: bool = False) -> Any:
-        """Return the model's outputs for a batch as float64 NumPy arrays; change nothing."""
+    def outputs(self, batch: Batch, *, batch_statistics: bool | Sequence[str] = False) -> Any:
+        """Return the model's outputs for a batch as float64 NumPy arrays; change nothing.
+
+        Args:
+            batch: the inputs.
+            batch_statistics: as in `observe`.
+        """
         ...
 
     def write(self, name: str, statistics: Moments) -> None:

@@ -110,6 +110,8 @@ class ModelRecord:
         parameters: how many parameters the model has, statistics included.
         distributed: whether it trains on several replicas; None where that is not known.
         notes: what else a reader of the findings should know.
+        steps: how many batches its optimizer has taken steps for, where that is told. Another
+            optimizer may have trained the model before.
     """
 
     name: str
@@ -121,6 +123,7 @@ class ModelRecord:
     parameters: int | None = None
     distributed: bool | None = None
     notes: tuple[str, ...] = ()
+    steps: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +159,8 @@ class Observation:
         elements: for each norm, the smallest count of elements per channel in any whole batch.
         batch_moments: for each norm, the moments of each batch, in order; of the first few hundred.
         behaviour: how outputs differ between moving and batch statistics.
+        alone: for norms with shifted statistics, by name, how outputs differ when that norm alone
+            takes the batch's; on a few batches.
     """
 
     inputs: Mapping[str, Moments]
@@ -166,6 +171,7 @@ class Observation:
         default_factory=dict[str, tuple[Moments, ...]]
     )
     behaviour: Behaviour | None = None
+    alone: Mapping[str, Behaviour] = field(default_factory=dict[str, Behaviour])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from homeostat.convert import Conversion
+from homeostat.report.page import show_hidden
 
 
 def render_table(done: Conversion) -> Table:
@@ -21,8 +22,8 @@ def render_table(done: Conversion) -> Table:
     table.add_column("largest error", justify="right")
     for norm in done.moved:
         table.add_row(
-            Text(norm.source),
-            Text(norm.target),
+            Text(show_hidden(norm.source)),
+            Text(show_hidden(norm.target)),
             str(norm.channels),
             norm.matched,
             f"{norm.error:.1e}",
@@ -32,11 +33,12 @@ def render_table(done: Conversion) -> Table:
 
 def describe(done: Conversion) -> Iterator[str]:
     """Yield a sentence for each thing that could not be taken as it was."""
-    yield f"{len(done.moved)} batch norms went from {done.source} to {done.target}."
+    source, target = show_hidden(done.source), show_hidden(done.target)
+    yield f"{len(done.moved)} batch norms went from {source} to {target}."
     notes: dict[str, list[str]] = {}
     for norm in done.moved:
         for note in norm.notes:
             notes.setdefault(note, []).append(norm.target)
     for note, names in notes.items():
-        where = "all" if len(names) == len(done.moved) else ", ".join(names)
+        where = "all" if len(names) == len(done.moved) else ", ".join(map(show_hidden, names))
         yield f"{where}: {note}."

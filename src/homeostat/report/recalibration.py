@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from homeostat.recalibrate import Recalibration
+from homeostat.report.page import show_hidden
 
 
 def render_table(done: Recalibration) -> Table:
@@ -20,7 +21,7 @@ def render_table(done: Recalibration) -> Table:
         table.add_column(heading, justify="right")
     for norm in done.norms:
         table.add_row(
-            Text(norm.name),
+            Text(show_hidden(norm.name)),
             str(len(norm.statistics.mean)),
             *map(_number, (norm.mean_shift, norm.variance_ratio, norm.error)),
         )
@@ -36,10 +37,11 @@ def describe(done: Recalibration) -> Iterator[str]:
     )
     skipped = [norm for norm in done.norms if norm.skipped]
     if skipped:
-        names = ", ".join(norm.name for norm in skipped)
+        names = ", ".join(show_hidden(norm.name) for norm in skipped)
         yield f"Left out, for values that were not finite: channels of some batches in {names}."
     if done.left:
-        yield f"As they were, since no finite batch came to them: {', '.join(done.left)}."
+        names = ", ".join(map(show_hidden, done.left))
+        yield f"As they were, since no finite batch came to them: {names}."
 
 
 def _number(value: float) -> str:

@@ -32,6 +32,11 @@ def mean_shift(subject: NormSubject) -> Iterator[Outcome]:
         means of healthy networks trail their data by up to 0.3 standard deviations, since
         augmentation differs and weights move on.
 
+        For the 16 worst norms with a warning or an error, the first 4 batches tell what it does to
+        the model: how many examples get another class, or how much the outputs change, and given
+        labels the accuracy, when this norm alone takes the batch's statistics. Errors of several
+        norms can also make up for each other; of the model as a whole BN043 and BN044 speak.
+
     Why is this bad:
         At inference each shifted channel is off by gamma times this number, for every input, and
         the layers behind see what they never saw in training.
@@ -133,9 +138,33 @@ def _compare(
     if number >= subject.settings.thresholds.shifted_share * value.size:
         severity = "error" if root >= severe else "warning"
     message = describe(f"{count_channels(shifted)} {'is' if number == 1 else 'are'}", worst, root)
+    effect, figures = _effect(subject) if severity != "info" else ("", {})
     yield subject.find(
-        message, shifted, severity=severity, affected=number, worst=worst, root_mean_square=root
-    )
+        message + effect, shifted, severity=severity,
+        affected=number, worst=worst, root_mean_square=root, **figures,
+    )  # fmt: skip
+
+
+def _effect(subject: NormSubject) -> tuple[str, dict[str, float]]:
+    """Return in words and numbers what changes when this norm alone takes the batch's statistics.
+
+    ``change`` is relative to the spread of the outputs, ``changed`` a share of examples, and
+    ``drop`` the accuracy that its moving statistics cost.
+    """
+    alone = subject.seen.alone.get(subject.norm.name)
+    if alone is None or not np.isfinite(alone.difference):
+        return "", {}
+    figures = {"change": alone.difference}
+    if alone.agreement is None:
+        text = f"the outputs change by {alone.difference:.2f} of their spread"
+    else:
+        figures["changed"] = 1 - alone.agreement
+        text = f"{1 - alone.agreement:.1%} of {alone.examples:,} examples get another class"
+    if alone.inference_accuracy is not None and alone.batch_accuracy is not None:
+        figures["drop"] = alone.batch_accuracy - alone.inference_accuracy
+        text += f", and accuracy is {alone.batch_accuracy:.1%} instead of "
+        text += f"{alone.inference_accuracy:.1%}"
+    return f" With the batch's statistics in this norm alone {text}.", figures
 
 
 @rule("BN042", "warning", needs=("data",), fields=("moving_variance", "stored_variance"))

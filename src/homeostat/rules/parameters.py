@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from homeostat.models import BatchNormRecord
-from homeostat.rules.precision import precision
+from homeostat.rules.precision import Precision, precision
 from homeostat.rules.registry import ModelSubject, NormSubject, Outcome, count_channels, rule
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @rule("BN010", "error")
@@ -103,47 +106,58 @@ def tiny_epsilon(subject: NormSubject) -> Iterator[Outcome]:
 
     What it does:
         Rounds variance and epsilon to the dtype that the norm computes in. It is an error where
-        their sum is 0 or epsilon is negative or not finite, a warning where a sum is below the
-        smallest normal number, and a piece of information where only epsilon is: float16 has no
-        normal numbers below 6.1e-5 and nothing below 6e-8. Kernels that compute in float32 inside
-        are not hurt.
+        their sum is 0 or epsilon is negative or not finite, and a warning where a sum is below the
+        smallest normal number. Keras and PyTorch compute norms of float16 and bfloat16 inputs in
+        float32; where the inputs' own dtype would not keep epsilon that is a piece of information:
+        float16 has no normal numbers below 6.1e-5 and nothing below 6e-8.
 
     Why is this bad:
         Epsilon is there so that nothing is divided by 0. Rounded to 0 it is not there, and a
         channel with a vanishing variance gives infinity; as a subnormal number it has few digits,
-        and many processors flush it to 0.
+        and many processors flush it to 0. Runtimes for small devices do compute in float16.
 
     What to do instead:
         Use 1e-3 for float16, and keep the norm in float32 under mixed precision.
     """
-    epsilon, limits = subject.epsilon, precision(subject.norm.dtype)
+    epsilon, dtype = subject.epsilon, subject.norm.dtype
     if not (np.isfinite(epsilon) and epsilon >= 0):
         yield subject.find(f"epsilon is {epsilon:g}, which is no number above 0.", severity="error")
         return
-    variance = np.where(subject.variance >= limits.smallest / 2, subject.variance, 0)
-    kept = epsilon if epsilon > limits.smallest / 2 else 0.0
-    # NaN and negative variances are other rules' findings.
-    total = np.where(subject.variance >= 0, variance + kept, 1)
-    zero, subnormal = total == 0, total < limits.normal
-    dtype = "float16" if limits.normal > 1e-10 else "its dtype"
+    narrow = dtype in ("float16", "bfloat16")
+    limits = precision("float32" if narrow else dtype)
+    zero, subnormal = _lost(subject, limits)
     if zero.any():
         yield subject.find(
-            f"in {dtype} epsilon {epsilon:g} and the variance are both 0 at "
-            f"{count_channels(zero)}: they are divided by 0.",
+            f"epsilon {epsilon:g} and the variance are both 0 at {count_channels(zero)}: they are "
+            "divided by 0.",
             zero, severity="error", affected=np.count_nonzero(zero),
         )  # fmt: skip
     elif subnormal.any():
         yield subject.find(
-            f"in {dtype} variance + epsilon is below the smallest normal number "
-            f"{limits.normal:.2g} at {count_channels(subnormal)}.",
+            f"variance + epsilon is below the smallest normal number {limits.normal:.2g} at "
+            f"{count_channels(subnormal)}.",
             subnormal, affected=np.count_nonzero(subnormal),
         )  # fmt: skip
-    elif 0 < epsilon < limits.normal:
+    elif narrow and 0 < epsilon < precision(dtype).normal:
+        zero, subnormal = _lost(subject, precision(dtype))
+        bad = zero if zero.any() else subnormal
+        what = "variance + epsilon would be 0" if zero.any() else "their sum would be too"
+        tail = f"{what} at {count_channels(bad)}" if bad.any() else "no variance here is as small"
         yield subject.find(
-            f"epsilon {epsilon:g} is below the smallest normal number {limits.normal:.2g} of "
-            f"{dtype}; no variance here is as small.",
+            f"epsilon {epsilon:g} is below the smallest normal number "
+            f"{precision(dtype).normal:.2g} of {dtype}; where a norm computes in that, {tail}.",
+            bad if bad.any() else None,
             severity="info",
         )
+
+
+def _lost(subject: NormSubject, limits: Precision) -> tuple[Array, Array]:
+    """Return where variance + epsilon is 0 in a dtype, and where it has few digits or none."""
+    variance = np.where(subject.variance >= limits.smallest / 2, subject.variance, 0)
+    kept = subject.epsilon if subject.epsilon > limits.smallest / 2 else 0.0
+    # NaN and negative variances are other rules' findings.
+    total = np.where(subject.variance >= 0, variance + kept, 1)
+    return total == 0, total < limits.normal
 
 
 @rule("BN014", "warning", fields=("moving_variance", "epsilon"))

@@ -227,9 +227,11 @@ def foldable(subject: ModelSubject) -> Iterator[Outcome]:
         arrays = len(norm.arrays) - (0 if producer.bias else 1)
         saved += max(arrays, 0) * (norm.channels or 0) * item
         elements = _elements(uses[0])
-        told, operations = told and elements is not None, operations + 2 * (elements or 0)
+        # A multiplication and an addition, but a layer without a bias adds one from now on.
+        told = told and elements is not None
+        operations += (2 if producer.bias else 1) * (elements or 0)
     if folded:
-        fewer = f" and {operations:,} operations an example" if told else ""
+        fewer = f" and {operations:,} multiplications and additions an example" if told else ""
         total = len(subject.model.norms)
         yield subject.find(
             f"{folded} of {total} norms can be folded: {saved:,} bytes{fewer} less.",

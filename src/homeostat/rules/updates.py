@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from homeostat.models import BatchNormRecord
 from homeostat.rules.registry import ModelSubject, NormSubject, Outcome, rule
 from homeostat.spec import CONVENTIONS
 
@@ -13,18 +14,20 @@ CONVERTED = (0.9, 0.99, 0.997, 0.999, 0.9997)
 """Momenta that frameworks and model zoos use as weight of the old value."""
 
 
-@rule("BN020", "warning", fields=("momentum", "updates", "moving_mean", "moving_variance"))
+@rule("BN020", "warning", fields=("momentum", "moving_mean", "moving_variance"))
 def cold_start(subject: NormSubject) -> Iterator[Outcome]:
     """There were too few updates for this momentum: the start still weighs.
 
     What it does:
         After t updates the start (mean 0, variance 1) has the weight momentum**t in the moving
         statistics. It may be at most `start-weight` (1 %): 44 updates at a momentum of 0.9, 459 at
-        0.99, 4,603 at 0.999. From one half on it is an error.
+        0.99, 4,603 at 0.999. From one half on it is an error. Norms that do not count updates had
+        as many as the optimizer took steps, if it is the only one that trained them: then it is a
+        warning.
 
         Statistics that cannot have started from 1, because a variance is below the weight that the
-        start would have, are left alone: they were loaded from elsewhere. So are cumulative and
-        debiased averages.
+        start would have, are left alone: they were loaded from elsewhere. So are all norms without
+        counts in a model that has one like that, and cumulative and debiased averages.
 
     Why is this bad:
         The statistics are a mixture of the data's and of 0 and 1. Where the data's variance is
@@ -38,21 +41,47 @@ def cold_start(subject: NormSubject) -> Iterator[Outcome]:
     Fix safety:
         Safe.
     """
-    norm = subject.norm
-    if norm.cumulative or norm.debiased or not norm.updates or not 0 <= subject.momentum < 1:
+    norm, updates = subject.norm, subject.norm.updates
+    if norm.cumulative or norm.debiased:
         return
-    weight = subject.momentum**norm.updates
-    # Stored variances are rounded; the start's share is not below this.
-    loaded = (subject.variance < 0.99 * weight).any()
+    counted = updates is not None
+    if updates is None and norm.tracking is not False:
+        updates = subject.model.steps
+    if updates is None:
+        yield subject.skip(
+            "the source does not tell how many updates there were. Audit the live model, or a file "
+            "that holds that too."
+        )
+        return
+    weight = _start_weight(norm, updates)
+    others = (norm,) if counted else subject.model.norms
+    loaded = any(_is_loaded(one, updates) for one in others)
     if weight > subject.settings.thresholds.start_weight and not loaded and not subject.at_start:
+        seen = f"{updates:,} updates" if counted else f"the {updates:,} steps that were counted"
         yield subject.find(
-            f"after {norm.updates:,} updates at momentum {subject.momentum:g} the start, mean 0 "
-            f"and variance 1, still weighs {weight:.1%}.",
-            severity="error" if weight >= 0.5 else "warning",
-            updates=norm.updates,
+            f"after {seen} at momentum {subject.momentum:g} the start, mean 0 and variance 1, "
+            f"still weighs {weight:.1%}.",
+            severity="error" if counted and weight >= 0.5 else "warning",
+            updates=updates,
             momentum=subject.momentum,
             weight=weight,
         )
+
+
+def _start_weight(norm: BatchNormRecord, updates: int) -> float:
+    """Return the weight of the start after some updates; 0 where it is not known."""
+    momentum = norm.momentum
+    if momentum is None or not 0 <= momentum < 1 or updates <= 0:
+        return 0.0
+    return momentum**updates
+
+
+def _is_loaded(norm: BatchNormRecord, updates: int) -> bool:
+    """Return whether a variance is too small for one that started from 1."""
+    if norm.moving_variance is None:
+        return False
+    # Stored variances are rounded; the start's share is not below this.
+    return bool((norm.moving_variance < 0.99 * _start_weight(norm, updates)).any())
 
 
 @rule("BN021", "warning", fields=("momentum", "moving_mean"))
@@ -320,6 +349,10 @@ def not_synchronized(subject: ModelSubject) -> Iterator[Outcome]:
         return
     enough = size is not None and size >= subject.settings.thresholds.replica_examples
     own = "examples" if size is None else f"{size} examples"
+    if any("synchronized" in norm.unknown for norm in model.norms):
+        yield subject.skip(
+            "the source does not tell whether statistics are synchronized. Audit the live model."
+        )
     for norm in model.norms:
         moves = norm.moving_mean is not None and norm.tracking is not False
         if norm.synchronized is False and moves:

@@ -27,6 +27,9 @@ _EXPANSION = 1032
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 _TEXTS = re.compile(r"name|model_config|keras_version|backend|(layer|weight)_names\d*")
 
+# Where Keras 3 keeps how many steps an optimizer took; one inside another counts first.
+_STEPS = ("optimizer/inner_optimizer/vars/0", "optimizer/vars/0")
+
 
 class Refused(Exception):  # noqa: N818
     """What is wrong with a file, in words that follow its name."""
@@ -108,7 +111,7 @@ def describe(file: Any, size: int) -> tuple[dict[str, Any], list[bytes]]:
     Returns:
         ``groups``: for each group its texts (attributes); ``sizes``: how many elements each
         dataset has; ``vectors``: path, dtype and length of each numeric dataset with one axis,
-        in the order of the bytes.
+        in the order of the bytes; ``steps``: how many steps an optimizer has counted, or None.
 
     Raises:
         Refused: it has links, external or virtual data, cycles, or sizes that cannot be.
@@ -117,6 +120,7 @@ def describe(file: Any, size: int) -> tuple[dict[str, Any], list[bytes]]:
 
     groups: dict[str, dict[str, Any]] = {}
     sizes: dict[str, int] = {}
+    steps: dict[str, int] = {}
     vectors: list[tuple[str, str, int]] = []
     contents: list[bytes] = []
     seen: set[Any] = set()
@@ -127,6 +131,8 @@ def describe(file: Any, size: int) -> tuple[dict[str, Any], list[bytes]]:
             raise Refused("it holds more groups, or deeper ones, than any network")
         if isinstance(entry, h5py.Dataset):
             sizes[path] = _check_dataset(path, entry, size)
+            if path in _STEPS and entry.shape == () and entry.dtype.kind in "iu":
+                steps[path] = int(entry[()])
             content = _vector(path, entry)
             if content is not None:
                 vectors.append((path, content.dtype.str, len(content)))
@@ -151,7 +157,8 @@ def describe(file: Any, size: int) -> tuple[dict[str, Any], list[bytes]]:
                 ]
             )
         )
-    return {"groups": groups, "sizes": sizes, "vectors": vectors}, contents
+    taken = next((steps[path] for path in _STEPS if path in steps), None)
+    return {"groups": groups, "sizes": sizes, "vectors": vectors, "steps": taken}, contents
 
 
 def _names(group: Any) -> list[str]:

@@ -32,11 +32,13 @@ class Tree:
         groups: attributes that are text, by the group's path; "" is the root.
         sizes: how many elements each dataset has, by its path.
         vectors: the numeric datasets with one axis.
+        steps: how many steps an optimizer has counted; None where the file does not tell.
     """
 
     groups: Mapping[str, Mapping[str, Any]]
     sizes: Mapping[str, int]
     vectors: Mapping[str, Array]
+    steps: int | None = None
 
     def names(self, path: str, attribute: str) -> list[str]:
         """Return a list of names that is a group's attribute, or parts of one with numbers."""
@@ -89,7 +91,7 @@ def read_tree(path: Path, member: str | None = None) -> Tree:
     for name, dtype, length in found["vectors"]:
         vectors[name] = np.frombuffer(content, np.dtype(dtype), length, start).copy()
         start += vectors[name].nbytes
-    return Tree(found["groups"], found["sizes"], vectors)
+    return Tree(found["groups"], found["sizes"], vectors, found["steps"])
 
 
 def _answer(path: Path, member: str | None) -> bytes:

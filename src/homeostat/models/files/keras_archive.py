@@ -76,6 +76,7 @@ def _record(path: Path, model: Layer, version: int, tree: Tree) -> ModelRecord:
         network.why_no_graph,
         count_parameters(tree),
         notes=_notes(hidden),
+        steps=tree.steps,
     )
 
 

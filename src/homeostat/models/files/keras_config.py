@@ -23,7 +23,7 @@ from homeostat.models.files.keras_scope import Scope
 from homeostat.models.graph import LINEAR, Graph, Kind, Operation
 
 # A model in a model in a model, each called twice, is more work than its configuration is long.
-_OPERATIONS, _WORK = 100_000, 1_000_000
+_OPERATIONS, _WORK = 100_000, 200_000
 
 
 class Network(NamedTuple):
@@ -97,9 +97,16 @@ class _Builder:
 
     def __init__(self, parameters: Mapping[str, int]) -> None:
         self.operations: list[Operation] = []
-        self.training: dict[str, bool] = {}
+        self._given: dict[str, set[bool | None]] = {}
         self._parameters, self._work = parameters, 0
+        self._told: bool | None = None
         self._shapes: dict[str, Shape | None] = {}
+
+    @property
+    def training(self) -> dict[str, bool]:
+        """What layers are told in all their calls alike."""
+        single = {path: next(iter(told)) for path, told in self._given.items() if len(told) == 1}
+        return {path: told for path, told in single.items() if told is not None}
 
     def run(
         self, model: Layer, inputs: list[str] | None, prefix: str, shapes: list[Shape | None]
@@ -174,11 +181,16 @@ class _Builder:
     ) -> list[str]:
         """Add what one call of a layer does; return its results."""
         name = f"{prefix}{layer.name}" + (f":{index}" if index else "")
+        outer = self._told
+        # With Keras 2 what a call is told holds for all inside it; Keras 3 asks the whole model.
+        told = call.training if call.legacy and call.training is not None else outer
         if layer.layers is not None:
-            return self.run(layer, inputs, f"{name}/", shapes)
-        if call.legacy and call.training is not None:
-            self.training[layer.path] = call.training
+            self._told = told
+            results = self.run(layer, inputs, f"{name}/", shapes)
+            self._told = outer
+            return results
         inner = layer.wrapped[0] if layer.type == "TimeDistributed" and layer.wrapped else layer
+        self._given.setdefault(inner.path, set()).add(told)
         kind = kind_of(inner)
         known = [self._shapes[each] for each in inputs]
         shape = (shapes[0] if shapes else None) or output_shape(inner, kind, known)

@@ -100,6 +100,7 @@ def record_of(
             activation=activation_of(layer),
             operations=tuple(call.name for call in calls),
             unknown=frozenset(unknown),
+            debiased=bool(ours and option("zero_debias")),
         )
     except ModelFileError:
         raise

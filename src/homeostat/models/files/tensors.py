@@ -182,6 +182,10 @@ def _record(scope: str, members: Mapping[str, StoredArray], names: Names) -> Bat
     counts: dict[str, Any] = {
         name: read_count(members[name]) for name in ("updates", "skipped") if name in members
     }
+    if names is TORCH and counts.get("updates") and counts.get("skipped"):
+        # PyTorch's counter counts all batches; those that every channel left out moved nothing.
+        skipped = int(members["skipped"].read().min())
+        counts["updates"] = max(0, counts["updates"] - max(0, skipped))
     unknown = set(_NOT_IN_ARRAYS)
     unknown |= {name for name in ("updates", "skipped") if counts.get(name) is None}
     if names.stored_variance is None:

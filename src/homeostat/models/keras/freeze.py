@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
-from typing import Any
 
 import keras
 
 from homeostat.errors import SpecError
-from homeostat.keras import BatchNormalization
+from homeostat.models.keras.layers import NORMS, layers_of
 from homeostat.models.records import Frozen
-
-_NORMS = (keras.layers.BatchNormalization, BatchNormalization)
 
 
 def freeze_norms(model: keras.Model, names: Collection[str] | None = None) -> tuple[Frozen, ...]:
@@ -40,17 +36,10 @@ def unfreeze_norms(model: keras.Model, names: Collection[str] | None = None) -> 
     return _set_trainable(model, names, True)
 
 
-def find_layers(model: keras.Model) -> dict[str, Any]:
-    """Return a model's batch norms, nested ones too, by name; by path where names repeat."""
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, _NORMS)]
-    times = Counter(layer.name for layer in layers)
-    return {layer.name if times[layer.name] == 1 else layer.path: layer for layer in layers}
-
-
 def _set_trainable(
     model: keras.Model, names: Collection[str] | None, trainable: bool
 ) -> tuple[Frozen, ...]:
-    layers = find_layers(model)
+    layers = {path: each for path, each in layers_of(model).items() if isinstance(each, NORMS)}
     unknown = sorted(set(names or ()) - layers.keys())
     if unknown:
         raise SpecError(

@@ -110,4 +110,6 @@ def _refused(path: Path, error: Exception) -> ModelFileError:
 
 def _shortened(error: Any) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    # Keras puts the reason behind the whole configuration.
+    text = text.rpartition("Exception encountered: ")[2] or text
     return text if len(text) < 400 else f"{text[:400]}..."

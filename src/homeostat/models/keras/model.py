@@ -69,6 +69,7 @@ class KerasModel:
             network.why_no_graph,
             self._model.count_params(),
             _replicas(self._model),
+            steps=_steps(self._model),
         )
 
     def observe(
@@ -101,17 +102,22 @@ class KerasModel:
         known = [name for name in self._norms if name in watch.seen]
         return {name: watch.seen[name] for name in known}
 
-    def outputs(self, batch: Batch, *, batch_statistics: bool = False) -> Any:
+    def outputs(self, batch: Batch, *, batch_statistics: bool | Sequence[str] = False) -> Any:
         """Return the model's outputs for a batch as float64 NumPy arrays; change nothing.
 
         Args:
             batch: the inputs, as in `observe`.
-            batch_statistics: whether norms take the batch's statistics, not the moving ones.
+            batch_statistics: whether norms take the batch's statistics, not the moving ones; or the
+                names of those that do.
 
         Returns:
             An array, or a list or mapping of them, as the model gives them.
+
+        Raises:
+            SpecError: a name is none of a norm's.
         """
-        watch = Watch(self._norms, self._norms, None) if batch_statistics else None
+        chosen = self._chosen(batch_statistics)
+        watch = Watch(self._norms, chosen, None) if chosen else None
         found = self._run(batch, watch)
         return keras.tree.map_structure(
             lambda each: np.asarray(keras.ops.convert_to_numpy(each)).astype(np.float64), found
@@ -161,7 +167,7 @@ class KerasModel:
 
     def normalize(self, name: str, inputs: Any) -> Any:
         """Return one norm's inference of inputs (examples, channels), without its activation."""
-        with _modes_kept(self._model):
+        with _kept(self._model):
             return normalize_alone(self._norm(name), inputs)
 
     @contextlib.contextmanager
@@ -227,7 +233,7 @@ class KerasModel:
 
     def _run_once(self, batch: Batch, watch: Watch | None, *, uncompiled: bool = False) -> Any:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_modes_kept(self._model))
+            stack.enter_context(_kept(self._model))
             stack.enter_context(running_eagerly(uncompiled=uncompiled))
             if watch is not None:
                 stack.enter_context(watch.watching())
@@ -267,7 +273,8 @@ def _fitted(name: str, variable: Any, value: Any) -> Any:
             f"statistics of {value.size} channels came for batch norm {name!r}: expected "
             f"{int(np.prod(variable.shape))}. Write each norm its own."
         )
-    shaped = keras.ops.convert_to_tensor(value.reshape(variable.shape), variable.dtype)
+    with np.errstate(over="ignore"):
+        shaped = keras.ops.convert_to_tensor(value.reshape(variable.shape), variable.dtype)
     kept = np.asarray(keras.ops.convert_to_numpy(shaped)).astype(np.float64)
     if not np.isfinite(kept).all() and np.isfinite(value).all():
         raise DTypeError(
@@ -284,15 +291,30 @@ def _replicas(model: Any) -> bool | None:
     return True if strategy is not None and strategy.num_replicas_in_sync > 1 else None
 
 
+def _steps(model: Any) -> int | None:
+    """Return how many batches the model's optimizer took steps for; None for one without."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return None
+    # Of batches whose gradients are added up before a step it counts the steps.
+    batches = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+    return int(array_of(optimizer.iterations)) * batches
+
+
 @contextlib.contextmanager
-def _modes_kept(model: Any) -> Iterator[None]:
-    """Put torch's modes back, which a wrapped module changes when it is called."""
-    if keras.backend.backend() != "torch":
-        yield
-        return
-    modes = [(module, module.training) for module in model.modules()]
+def _kept(model: Any) -> Iterator[None]:
+    """Put back what calling a model changes besides variables: losses, and torch's modes."""
+    losses = [(each, each._losses[:], set(each._loss_ids)) for each in model._flatten_layers()]
+    modes: list[tuple[Any, bool]] = []
+    if keras.backend.backend() == "torch":
+        # A wrapped module is put into inference mode when it is called.
+        modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
+        for layer, values, identities in losses:
+            layer._losses[:] = values
+            layer._loss_ids.clear()
+            layer._loss_ids.update(identities)
         for module, training in modes:
             module.training = training

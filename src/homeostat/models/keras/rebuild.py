@@ -132,7 +132,10 @@ class Rebuilding:
                     name=layer.name,
                     dtype=config["dtype"],
                 )
-            return type(layer).from_config(config)
+            # The classes inside a wrapper are at hand too, registered or not.
+            parts = layer._flatten_layers() if isinstance(layer, keras.Layer) else ()
+            with keras.saving.CustomObjectScope({type(p).__name__: type(p) for p in parts}):
+                return type(layer).from_config(config)
         except Exception as error:
             # Whatever a layer's own code raises.
             raise UnsupportedError(

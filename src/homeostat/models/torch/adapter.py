@@ -144,18 +144,21 @@ class TorchModel:
         moments, _ = self._run(batch, batch_statistics, weights)
         return moments
 
-    def outputs(self, batch: Batch, *, batch_statistics: bool = False) -> Any:
+    def outputs(self, batch: Batch, *, batch_statistics: bool | Sequence[str] = False) -> Any:
         """Return the model's outputs for a batch as float64 NumPy arrays; change nothing.
 
         Args:
             batch: see `observe`.
-            batch_statistics: whether norms take the batch's statistics.
+            batch_statistics: whether norms take the batch's statistics, or names of those that do.
 
         Returns:
             An array, or a tuple or dict of them as the model returns it.
+
+        Raises:
+            SpecError: a norm's name is not known.
         """
         if batch_statistics:
-            return to_arrays(self._run(batch, True, None)[1])
+            return to_arrays(self._run(batch, batch_statistics, None)[1])
         self._refuse_uninitialized()
         with undisturbed(self._inner):
             return to_arrays(call(self._inner, to_tensors(batch, self._inner)))

@@ -138,6 +138,7 @@ def _options(norm: Any, model_trains: bool) -> dict[str, Any]:
         "epsilon": epsilon_of(norm),
         "momentum": TORCH.to_old_weight(norm.momentum),
         "cumulative": norm.momentum is None,
+        "debiased": ours and norm.spec.zero_debias,
         **_counts(norm),
         "trainable": any(each.requires_grad for each in affine) if affine else None,
         "tracking": bool(

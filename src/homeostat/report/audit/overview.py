@@ -10,11 +10,11 @@ import numpy as np
 
 from homeostat.models.records import BatchNormRecord
 from homeostat.rules.findings import Audit, Finding, Severity
+from homeostat.rules.thresholds import Thresholds
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-VANISHING = 1e-3
-"""A channel varies no more once its variance is this part of epsilon."""
+VANISHING = Thresholds().vanishing_variance
 
 
 @dataclass(frozen=True)
