@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from tests.models.mutations import mutate
+from tests.models.damages import mutate
 
 SECONDS = 20.0
 """How long one file may take."""
@@ -97,11 +97,36 @@ def build_onnx(folder: Path) -> Iterator[Sample]:
     yield from map(one, sorted(folder.iterdir()))
 
 
+def build_keras(folder: Path) -> Iterator[Sample]:
+    _save_with_keras(folder)
+    yield from map(one, sorted(folder.glob("*.keras")))
+
+
+def build_hdf5(folder: Path) -> Iterator[Sample]:
+    # One process saves the files of both formats.
+    saved = folder.parent / "keras"
+    if not saved.exists():
+        _save_with_keras(folder)
+        saved = folder
+    for path in sorted(saved.glob("*.h5")):
+        copied = folder / path.name
+        copied.write_bytes(path.read_bytes())
+        yield one(copied)
+
+
+def _save_with_keras(folder: Path) -> None:
+    command = [sys.executable, "-m", "tests.models.save_keras_models", str(folder), "small"]
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+
+
 BUILDERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
     "torch": build_torch,
     "safetensors": build_safetensors,
     "tensorflow": build_tensorflow,
     "onnx": build_onnx,
+    "keras": build_keras,
+    "hdf5": build_hdf5,
 }
 """What writes the samples of a format into an empty folder."""
 
@@ -174,6 +199,11 @@ class Watched:
             self.process.communicate()
             self.process = None
 
+    def start(self) -> subprocess.Popen[str]:
+        """Return the process, a new one where the last file ended it."""
+        self.process = self.process or self._start()
+        return self.process
+
     def _start(self) -> subprocess.Popen[str]:
         root = Path(__file__).parents[2]
         command = [sys.executable, "-B", "-m", "tests.models.fuzz_worker", self.reader]
@@ -195,8 +225,8 @@ class Watched:
 
     def read(self, path: Path) -> Answer:
         """Read one file, and say what came of it."""
-        self.process = self.process or self._start()
-        stdin, stdout = self.process.stdin, self.process.stdout
+        process = self.start()
+        stdin, stdout = process.stdin, process.stdout
         assert stdin is not None
         assert stdout is not None
         stdin.write(f"{json.dumps(str(path))}\n")
@@ -206,7 +236,7 @@ class Watched:
             return Answer("hang", f"after {self.seconds} s")
         line = stdout.readline()
         if not line:
-            code = self.process.wait()
+            code = process.wait()
             self._stop()
             return Answer("crash", f"exit code {code}")
         answer = Answer(*json.loads(line))
@@ -283,6 +313,8 @@ def damage(
 
 def read_damaged(watched: Watched, sample: Sample, file: Path, damaged: bytes) -> Answer:
     """Put a damaged file in the place of a whole one, read it, and mend it."""
+    # A new process reads the whole ones first.
+    watched.start()
     whole = file.read_bytes()
     file.write_bytes(damaged)
     try:

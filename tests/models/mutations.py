@@ -8,7 +8,7 @@ import pickletools
 import random
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from homeostat.models.files.tables import masked_crc32c
@@ -250,23 +250,3 @@ def mutate_message(rng: random.Random, data: bytes) -> bytes:
         elif node.attribute:
             rng.choice(node.attribute).type = rng.randrange(15)
     return model.SerializeToString()
-
-
-BY_SUFFIX: Mapping[str, tuple[Mutation, ...]] = {
-    ".safetensors": (mutate_header,),
-    ".pt": (mutate_members,),
-    ".pth": (mutate_opcodes,),
-    ".index": (mutate_table,),
-    ".onnx": (mutate_message,),
-    ".keras": (mutate_members,),
-}
-"""What damages files of a suffix beyond their bytes."""
-
-
-def mutate(rng: random.Random, data: bytes, suffix: str) -> bytes:
-    """Damage a file once or several times, half of the time in its format's own way."""
-    aware = BY_SUFFIX.get(suffix, ())
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        chosen = aware if aware and rng.random() < 0.5 else ANY
-        data = rng.choice(chosen)(rng, data)
-    return data

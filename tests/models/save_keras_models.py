@@ -1,6 +1,7 @@
 """Save real models with Keras 3 and tf-keras into a folder, each with the record of the live one.
 
-Run in a process of its own, so that no test process is bound to a backend.
+Run in a process of its own, so that no test process is bound to a backend. ``FOLDER small`` leaves
+the large networks out.
 """
 
 from __future__ import annotations
@@ -97,15 +98,12 @@ def save(name, model, *suffixes):
     (FOLDER / f"{name}.pickle").write_bytes(pickle.dumps(KerasModel(model).record()))
 
 
-def main():
-    warnings.simplefilter("ignore")
+def save_small():
     save("nested", randomize(nested(keras)), ".keras", ".h5", ".weights.h5")
     save("ours", ours(), ".keras")
     x = keras.Input((4,))
     inside = keras.Model(x, keras.layers.BatchNormalization(name="norm")(Block(name="block")(x)))
     save("inside", randomize(inside), ".keras", ".weights.h5")
-    save("ResNet50", keras.applications.ResNet50(weights=None), ".keras")
-    save("MobileNetV2", keras.applications.MobileNetV2(weights=None), ".keras", ".weights.h5")
     old = randomize(nested(tf_keras))
     old.save(FOLDER / "old.keras")
     old.save(FOLDER / "old.h5")
@@ -116,5 +114,13 @@ def main():
     (FOLDER / "old.pickle").write_bytes(pickle.dumps(values))
 
 
+def save_large():
+    save("ResNet50", keras.applications.ResNet50(weights=None), ".keras")
+    save("MobileNetV2", keras.applications.MobileNetV2(weights=None), ".keras", ".weights.h5")
+
+
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")
+    save_small()
+    if sys.argv[2:] != ["small"]:
+        save_large()

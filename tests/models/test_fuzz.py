@@ -11,18 +11,43 @@ from typing import Any
 import pytest
 
 from homeostat.errors import ModelFileError
-from tests.models.fuzz import BUILDERS, Watched, damage, run, samples_in
+from tests.models.fuzz import BUILDERS, Watched, damage, one, read_damaged, run, samples_in
 
 ME = "tests.models.test_fuzz"
 
 
+QUICK = ("torch", "safetensors", "tensorflow", "onnx")
+# Each of their files takes a process.
+SLOW = ("keras", "hdf5")
+
+
 @pytest.mark.slow
-def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
-    outcome = run(tmp_path, 1_000, seed=0, seconds=12)
+@pytest.mark.parametrize(
+    ("names", "count", "seconds", "least"), [(QUICK, 1_000, 6, 60), (SLOW, 30, 60, 8)]
+)
+def test_damaged_files_are_read_or_refused(
+    tmp_path: Path, names: tuple[str, ...], count: int, seconds: float, least: int
+) -> None:
+    formats = {name: BUILDERS[name] for name in names}
+    outcome = run(tmp_path, count, seed=0, seconds=seconds, formats=formats)
     assert outcome.failures == []
-    for name in BUILDERS:
-        assert outcome.counts[name, "read"] > 2
-        assert outcome.counts[name, "refused"] > 20
+    assert sum(outcome.counts[name, "read"] for name in names) > 2
+    assert sum(outcome.counts[name, "refused"] for name in names) >= least
+
+
+def test_a_process_that_ended_starts_again_with_whole_files(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.write_text("read")
+    with Watched(tmp_path / "home", f"{ME}:{obey.__name__}", warm=(whole,)) as watched:
+        sample = one(whole)
+        for _ in range(2):
+            assert read_damaged(watched, sample, whole, b"abort").kind == "crash"
+        assert read_damaged(watched, sample, whole, b"read").kind == "read"
+
+
+def obey(path: str) -> None:
+    if Path(path).read_text() == "abort":
+        os.abort()
 
 
 def hang(_: str) -> None:

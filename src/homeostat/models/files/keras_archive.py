@@ -102,6 +102,8 @@ def _texts(path: Path) -> tuple[bytes, bytes]:
             if missing:
                 raise _not_one(path, f"it lacks {', '.join(sorted(missing))}")
             return _member(path, archive, CONFIG), _member(path, archive, METADATA)
+    except ModelFileError:
+        raise
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError) as error:
         raise _not_one(path, str(error) or type(error).__name__) from error
     except (ValueError, NotImplementedError, RuntimeError, OverflowError) as error:
