@@ -218,6 +218,17 @@ def test_bfloat16_is_read_as_float32(tmp_path: Path) -> None:
     np.testing.assert_allclose(norm.gamma, values, rtol=1e-2)
 
 
+@pytest.mark.parametrize(("stored", "told"), [(7, 7), (0, 0), (-5, None)])
+def test_steps_are_told_unless_they_cannot_be(saved: Path, tmp_path: Path, stored, told) -> None:
+    content = io.BytesIO(zipfile.ZipFile(saved / "nested.keras").read("model.weights.h5"))
+    with h5py.File(content, "r+") as file:
+        file.require_group("optimizer/vars").attrs["name"] = "vars"
+        file["optimizer/vars"].pop("0", None)
+        file["optimizer/vars/0"] = np.int64(stored)
+    weights = {"model.weights.h5": content.getvalue()}
+    assert read_keras_archive(repacked(saved / "nested.keras", tmp_path, **weights)).steps == told
+
+
 # What is hostile.
 
 

@@ -157,7 +157,7 @@ def describe(file: Any, size: int) -> tuple[dict[str, Any], list[bytes]]:
                 ]
             )
         )
-    taken = next((steps[path] for path in _STEPS if path in steps), None)
+    taken = next((steps[path] for path in _STEPS if steps.get(path, -1) >= 0), None)
     return {"groups": groups, "sizes": sizes, "vectors": vectors, "steps": taken}, contents
 
 
