@@ -50,7 +50,8 @@ RULES: Mapping[str, Rule] = {
     "idx": Rule(("errors",)),
     "memory": Rule(("errors",)),
     "events": Rule(("errors",)),
-    "drift": Rule(("errors", "moments")),
+    # What watches training asks the rules.
+    "drift": Rule(("errors", "moments"), lazily=("audit", "rules")),
     "kernels": Rule(("errors",), FRAMEWORKS),
     "ops": Rule(CORE),
     "ops.numpy": Rule((*CORE, "ops.arguments", "kernels")),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from homeostat.errors import HomeostatWarning, SpecError
+from homeostat.errors import HomeostatWarning, SpecError, UnsupportedError
 from homeostat.moments import Average
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -211,6 +211,41 @@ class Warner:
             f"moving statistics did not move in epoch {epoch}: expected every step to move them, "
             f"since the layers train. {self._remedy}",
         )
+
+    def warn_of_rules(self, model: Any, epoch: int) -> None:
+        """Warn of what `homeostat audit` finds in a model's statistics and parameters.
+
+        Asked are the rules about these, BN00 and BN01, but those whose matter `warn` knows more of.
+        A model that an audit cannot look into is let be.
+
+        Args:
+            model: a Keras model or a `torch.nn.Module`.
+            epoch: its number, from 1.
+
+        Warns:
+            HomeostatWarning: a warning or error was found that was not told before.
+        """
+        # Only where something is watched: the tools know the front doors.
+        from homeostat.audit import audit
+        from homeostat.rules import Settings
+
+        settings = Settings(select=("BN00", "BN01"), ignore=("BN001", "BN002"))
+        try:
+            found = audit(model, settings=settings)
+        except UnsupportedError:
+            return
+        for rule in found.rules:
+            names = [
+                finding.norm or "the model"
+                for finding in found.findings
+                if finding.rule == rule.identifier and finding.severity != "info"
+            ]
+            self._tell(
+                rule.identifier,
+                names,
+                f"{rule.identifier} {rule.name} after epoch {epoch}: {rule.summary} "
+                f"`homeostat rules {rule.identifier}` tells more.",
+            )
 
     def _tell(self, kind: str, names: list[str], message: str) -> None:
         new = [name for name in names if (kind, name) not in self._warned]

@@ -252,7 +252,9 @@ def test_gamma_and_beta_are_written_after_each_epoch(
 def test_skipped_updates_are_counted_and_leave_no_drift(batches: Any, tmp_path: Path) -> None:
     batches[2, 3, 2] = np.nan
     model = BatchNorm1d(5, EPSILON, MOMENTUM)
-    run(model, batches, tmp_path, forward=lambda x: model(x).nan_to_num())
+    # The NaN is gone from the statistics, but not from the gradients.
+    with pytest.warns(HomeostatWarning, match="BN010 nonfinite-parameters after epoch 1"):
+        run(model, batches, tmp_path, forward=lambda x: model(x).nan_to_num())
     skipped = scalars(tmp_path, "BatchNorm1d/skipped_updates")
     assert [skipped[step] for step in range(12)] == [0, 0, *[1] * 10]
     shift = expected(np.nan_to_num(batches))[2][0]
@@ -263,11 +265,20 @@ def test_skipped_updates_are_counted_and_leave_no_drift(batches: Any, tmp_path: 
 
 def test_statistics_that_are_not_finite_are_warned_of_once(batches: Any, tmp_path: Path) -> None:
     batches[2, 3, 2] = np.inf
-    with pytest.warns(HomeostatWarning, match=r"'0': .* NaN or infinity after epoch 1") as caught:
+    with pytest.warns(HomeostatWarning, match="after epoch 1: ") as caught:
         run(nn.Sequential(nn.BatchNorm1d(5)), batches, tmp_path, epochs=3)
-    (ours,) = (each for each in caught if each.category is HomeostatWarning)
-    assert ours.filename == __file__
+    ours, rule = (each for each in caught if each.category is HomeostatWarning)
+    assert ours.filename == rule.filename == __file__
     assert has_three_parts(ours.message)
+    assert str(ours.message).startswith("'0': moving statistics hold NaN or infinity")
+    assert str(rule.message).startswith("'0': BN010 nonfinite-parameters after epoch 1")
+
+
+def test_what_rules_find_is_warned_of_once(batches: Any, tmp_path: Path) -> None:
+    batches[:, :, :4] = 3.0
+    with pytest.warns(HomeostatWarning, match="'0': BN004 vanishing-variance") as caught:
+        run(nn.Sequential(nn.BatchNorm1d(5, momentum=0.9)), batches, tmp_path, epochs=2)
+    assert len([each for each in caught if each.category is HomeostatWarning]) == 1
 
 
 def forgotten(model: Any) -> None:

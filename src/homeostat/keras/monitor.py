@@ -57,7 +57,8 @@ class BatchNormMonitor(keras.callbacks.Callback):
 
     Warns:
         HomeostatWarning: at the end of an epoch, once for each norm, where statistics are not
-            finite, or did not move although they should.
+            finite or did not move although they should, and where a rule about statistics or
+            parameters finds a warning or an error.
 
     Example:
         >>> import tempfile
@@ -108,11 +109,12 @@ class BatchNormMonitor(keras.callbacks.Callback):
         self._step += steps
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write gamma and beta, and warn of statistics that are not finite or did not move."""
+        """Write gamma and beta; warn of statistics that did not move, and of what rules find."""
         states = self._states()
         if self._writer is not None:
             write_affine(self._writer, states, self._step)
         self._warner.warn(states, self._start, epoch + 1, moved=self._step > self._began)
+        self._warner.warn_of_rules(self.model, epoch + 1)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Close the event file."""

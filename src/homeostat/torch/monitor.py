@@ -141,7 +141,7 @@ class BatchNormMonitor:
         write_step(self._writer, name, found, after.state, self.steps)
 
     def end_epoch(self) -> None:
-        """Write gamma and beta, and warn of statistics that are not finite or did not move."""
+        """Write gamma and beta; warn of statistics that did not move, and of what rules find."""
         if self._writer is None:
             return
         self.epochs += 1
@@ -156,6 +156,7 @@ class BatchNormMonitor:
         self._warner.warn(
             states, {name: each.state for name, each in start.items()}, self.epochs, moved=moved
         )
+        self._warner.warn_of_rules(self.model, self.epochs)
 
     def close(self) -> None:
         """Write what is left, and close the event file unless it was given."""
