@@ -82,7 +82,7 @@ def test_a_file_is_not_replaced_unless_asked(folder: Path) -> None:
     (folder / "there.pt").write_bytes(b"mine")
     done = run_homeostat("fold", "made:torch_model", "-o", str(folder / "there.pt"))
     assert done.returncode == 2
-    assert "is there already: expected the name of a new file" in " ".join(done.stderr.split())
+    assert "is there already: expected a new name" in " ".join(done.stderr.split())
     assert (folder / "there.pt").read_bytes() == b"mine"
 
 

@@ -10,6 +10,7 @@ import typer
 
 from homeostat import HomeostatError
 from homeostat.cli.app import FOUND, STOPPED, app, parse_size, quiet_frameworks, split
+from homeostat.cli.options import Force, ImageSize, Limit, Transform, Weights
 from homeostat.cli.output import check_output, write_beside
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ def audit(
             "checkpoint's prefix or SavedModel; or package.module:factory.",
         ),
     ],
-    weights: Annotated[
-        Path | None, typer.Option(help="File of weights for the model of a factory.")
-    ] = None,
+    weights: Weights = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -46,17 +45,9 @@ def audit(
         Path | None,
         typer.Option(help=".npy file with the class of each example.", show_default="the data's"),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Stop after so many batches.", show_default="all")
-    ] = None,
-    image_size: Annotated[
-        str | None,
-        typer.Option(help="Resize images, such as 224x224.", show_default="as they are"),
-    ] = None,
-    transform: Annotated[
-        str | None,
-        typer.Option(help="package.module:function that each batch's inputs go through first."),
-    ] = None,
+    limit: Limit = None,
+    image_size: ImageSize = None,
+    transform: Transform = None,
     select: Annotated[
         str | None,
         typer.Option(help="Rules to ask, such as BN001,BN04, with commas.", show_default="all"),
@@ -82,7 +73,7 @@ def audit(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="File to write to, not the screen.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Force = False,
     all_norms: Annotated[
         bool, typer.Option("--all", help="List every norm, not the first few of each rule.")
     ] = False,

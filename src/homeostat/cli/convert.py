@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from homeostat.cli.app import app, quiet_frameworks
+from homeostat.cli.options import Force
 from homeostat.cli.output import check_output, write_beside
 
 
@@ -49,9 +50,7 @@ def convert(
             show_default="variances as they are",
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace OUT; what is there is kept as OUT.bak.")
-    ] = False,
+    force: Force = False,
 ) -> None:
     """Move a model's batch norms into a matching model, of the same framework or another.
 

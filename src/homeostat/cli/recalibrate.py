@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from homeostat.cli.app import STOPPED, app, parse_size, quiet_frameworks
+from homeostat.cli.options import Force, ImageSize, Limit, Transform, Weights
 from homeostat.cli.output import check_output, write_beside
 from homeostat.errors import SpecError
 
@@ -36,10 +37,7 @@ def recalibrate(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write the model to.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Weights of what a factory makes: .pt, .safetensors, .weights.h5."),
-    ] = None,
+    weights: Weights = None,
     method: Annotated[
         str,
         typer.Option(
@@ -55,21 +53,11 @@ def recalibrate(
             show_default="take all the data",
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Stop after so many batches.", show_default="all")
-    ] = None,
+    limit: Limit = None,
     batch_size: Annotated[int, typer.Option(help="Examples in a batch of files.")] = 64,
-    image_size: Annotated[
-        str | None,
-        typer.Option(help="Resize images, such as 224x224.", show_default="as they are"),
-    ] = None,
-    transform: Annotated[
-        str | None,
-        typer.Option(help="package.module:function that each batch's inputs go through first."),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace OUT; what is there is kept as OUT.bak.")
-    ] = False,
+    image_size: ImageSize = None,
+    transform: Transform = None,
+    force: Force = False,
 ) -> None:
     """Give a model's batch norms the statistics of your data, exactly.
 

@@ -40,6 +40,17 @@ class RuleInfo:
     repair: str = ""
     needs: tuple[str, ...] = ()
 
+    @property
+    def sections(self) -> tuple[tuple[str, str], ...]:
+        """The parts of the rule's page, each a heading and a text, without those that are empty."""
+        parts = (
+            ("What it does", self.what),
+            ("Why is this bad", self.why),
+            ("What to do instead", self.instead),
+            ("Fix safety", self.repair),
+        )
+        return tuple((heading, text) for heading, text in parts if text)
+
 
 @dataclass(frozen=True)
 class Finding:

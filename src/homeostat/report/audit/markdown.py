@@ -128,15 +128,8 @@ def write_page(rule: RuleInfo) -> str:
         f"## {rule.identifier} {rule.name}",
         f"{rule.summary} Severity: {rule.severity}.{needs}",
     ]
-    sections = (
-        ("What it does", rule.what),
-        ("Why is this bad", rule.why),
-        ("What to do instead", rule.instead),
-        ("Fix safety", rule.repair),
-    )
-    for title, text in sections:
-        if text:
-            parts += [f"### {title}", escape_bars(text)]
+    for title, text in rule.sections:
+        parts += [f"### {title}", escape_bars(text)]
     return "\n\n".join(parts) + "\n"
 
 

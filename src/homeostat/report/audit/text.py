@@ -129,19 +129,12 @@ def render_page(rule: RuleInfo) -> RenderableType:
         heading.append(f" ({rule.severity})", style=COLORS[rule.severity]),
         Text(rule.summary),
     ]
-    sections = (
-        ("What it does", rule.what),
-        ("Why is this bad", rule.why),
-        ("What to do instead", rule.instead),
-        ("Fix safety", rule.repair),
-    )
-    for title, text in sections:
-        if text:
-            parts += [
-                "",
-                Text(title, style="bold"),
-                Padding(Text(text), (0, 0, 0, 2), expand=False),
-            ]
+    for title, text in rule.sections:
+        parts += [
+            "",
+            Text(title, style="bold"),
+            Padding(Text(text), (0, 0, 0, 2), expand=False),
+        ]
     if rule.needs:
         parts += ["", Text(f"Needs: {', '.join(rule.needs)}.")]
     return Stack(*parts)
