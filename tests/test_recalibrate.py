@@ -281,3 +281,13 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
 def test_an_adapter_is_taken_as_it_is() -> None:
     model = network()
     assert len(recalibrate(adapt(model), drifting((4, 4))).norms) == 2
+
+
+def test_the_standard_error_of_two_batches_by_hand() -> None:
+    pooled = Pooled()
+    for mean in (0.0, 2.0):
+        pooled.add(Moments(np.float64(10), np.array([mean]), np.array([3.0])))
+    # The means are 1 from the pooled one, the pooled variance is 4; the squares about the first
+    # mean, 3 and 7, are 2 from theirs. With shares of 1/2 and the factor 2 / (2 - 1):
+    mean, variance = np.sqrt(2 * (2 * 0.25 * 1)) / 2, np.sqrt(2 * (2 * 0.25 * 4)) / 4
+    assert pooled.error() == pytest.approx(max(mean, variance))
