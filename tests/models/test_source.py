@@ -12,6 +12,7 @@ import torch
 
 from homeostat.errors import DataError, ModelFileError, SpecError, UnsupportedError
 from homeostat.models import open_live, open_model
+from tests.command import run_python
 
 FACTORIES = """
 import torch
@@ -160,3 +161,15 @@ def test_arrays_alone_are_no_live_model(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UnsupportedError, match=r"arrays and not the code.*this file as its weig"):
         open_live(tmp_path / name)
+
+
+def test_what_is_missing_for_a_keras_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.keras").write_bytes(b"PK")
+    code = (
+        "import sys; sys.modules['keras'] = None\n"
+        "from homeostat.models import open_live\n"
+        f"open_live({str(tmp_path / 'a.keras')!r})"
+    )
+    done = run_python("-c", code)
+    assert "MissingExtraError: a Keras model cannot run without the package 'keras'" in done.stderr
+    assert "pip install 'homeostat[tensorflow]'" in done.stderr

@@ -8,15 +8,23 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from homeostat.errors import DataError, HomeostatError, SpecError, UnsupportedError
+from homeostat.errors import (
+    DataError,
+    HomeostatError,
+    MissingExtraError,
+    SpecError,
+    UnsupportedError,
+)
 from homeostat.models.live import LiveModel
 from homeostat.models.records import ModelRecord
 
 _FACTORY = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _LIVE = (".keras", ".h5", ".hdf5")
+_KERAS_SETTINGS = Path.home() / ".keras" / "keras.json"
 
 
 def open_model(source: str | Path, weights: str | Path | None = None) -> ModelRecord:
@@ -83,12 +91,31 @@ def open_live(source: str | Path, weights: str | Path | None = None) -> LiveMode
             "model's .h5 file, or package.module:factory. Give the function that makes the model, "
             "and this file as its weights."
         )
-    from homeostat.models.keras import load_model
-
+    with _keras_wanted():
+        from homeostat.models.keras import load_model
     live = load_model(path)
     if weights is None:
         return live
     return _with_weights(live.model, _existing(weights))
+
+
+@contextmanager
+def _keras_wanted() -> Iterator[None]:
+    """Say which extra is missing where Keras, or a backend for it, is not installed."""
+    installed = [name for name in ("tensorflow", "jax", "torch") if find_spec(name) is not None]
+    if installed and "tensorflow" not in installed and not _KERAS_SETTINGS.exists():
+        # Keras takes TensorFlow unless it is told otherwise.
+        os.environ.setdefault("KERAS_BACKEND", installed[0])
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("homeostat"):
+            raise
+        raise MissingExtraError(
+            f"a Keras model cannot run without the package {error.name!r}, which is not installed: "
+            "expected Keras and one of its backends. Run: pip install 'homeostat[tensorflow]', or "
+            "'homeostat[jax]', or 'homeostat[torch]' and keras"
+        ) from error
 
 
 def _is_factory(source: str | Path) -> bool:
