@@ -206,7 +206,7 @@ def frozen_apart(subject: NormSubject) -> Iterator[Outcome]:
         `requires_grad = False` freezes no statistics; only `eval()` does, until the next `train()`.
 
     What to do instead:
-        Freeze both, with `homeostat freeze`, or neither.
+        Freeze both, with `homeostat.freeze.freeze`, or neither.
     """
     norm = subject.norm
     if norm.gamma is None and norm.beta is None:
