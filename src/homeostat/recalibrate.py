@@ -129,7 +129,7 @@ def recalibrate(
             "expected a list, a loader or a dataset. Pass what makes the batches."
         )
     started = time.perf_counter()
-    live = model if _is_adapter(model) else adapt(model)
+    live = adapt(model)
     gather = _Gather(live, batches, tolerance, limit, progress or (lambda *_: None))
     record = {norm.name: norm for norm in live.record().norms}
     with live.preserved():
@@ -148,10 +148,6 @@ def recalibrate(
         seconds=time.perf_counter() - started,
         converged=any(each.converged for each in passes),
     )
-
-
-def _is_adapter(model: Any) -> bool:
-    return all(hasattr(model, name) for name in ("record", "observe", "write", "preserved"))
 
 
 class Pooled:

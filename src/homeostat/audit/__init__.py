@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from homeostat.audit.comparison import with_labels
 from homeostat.audit.observation import measure_alone, observe
@@ -61,7 +61,7 @@ def audit(
                 "torch.nn.Module. Pass the model itself, or leave the data out."
             )
         return judge(record, None, settings)
-    live = cast("LiveModel", model) if _is_adapter(model) else adapt(model)
+    live = adapt(model)
     record = live.record()
     return judge(record, None, settings) if data is None else examine(live, record, data, settings)
 
@@ -146,7 +146,3 @@ def _of_variables(variables: Mapping[Any, Any]) -> ModelRecord:
     from homeostat.models.variables import record_variables
 
     return record_variables({str(name): value for name, value in variables.items()})
-
-
-def _is_adapter(model: Any) -> bool:
-    return all(callable(getattr(model, name, None)) for name in ("record", "observe", "outputs"))

@@ -93,18 +93,14 @@ def convert(
         >>> convert(old, new).moved[0].matched, new[0].eps
         ('name', 0.1)
     """
-    live = _adapted(target)
-    origin = None if isinstance(source, ModelRecord) else _adapted(source)
+    live = adapt(target)
+    origin = None if isinstance(source, ModelRecord) else adapt(source)
     given = source if origin is None else origin.record()
     taking = live.record()
     pairs = match(given, taking, mapping)
     with live.preserved():
         moved = [_move(pair, origin, live, count) for pair in pairs]
     return Conversion(tuple(moved), given.name, taking.name)
-
-
-def _adapted(model: Any) -> LiveModel:
-    return model if hasattr(model, "adopt") else adapt(model)
 
 
 def _move(pair: Pair, origin: LiveModel | None, live: LiveModel, count: float | None) -> Moved:

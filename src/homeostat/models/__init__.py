@@ -48,7 +48,7 @@ def adapt(model: Any) -> LiveModel:
     """Return the adapter of a live model.
 
     Args:
-        model: a Keras 3 model or a `torch.nn.Module`.
+        model: a Keras 3 model or a `torch.nn.Module`; or an adapter, which is returned.
 
     Raises:
         UnsupportedError: it is neither.
@@ -63,6 +63,8 @@ def adapt(model: Any) -> LiveModel:
         from homeostat.models.torch import TorchModel
 
         return cast("LiveModel", TorchModel(model))
+    if isinstance(model, LiveModel):
+        return model
     raise UnsupportedError(
         f"an object of type {type(model).__name__} is no model that can be looked into: expected "
         "a Keras 3 model or a torch.nn.Module. Pass the model itself, not its weights."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,7 @@ Batch = Any
 """What the model is called with: an array, or a tuple or mapping of them."""
 
 
+@runtime_checkable
 class LiveModel(Protocol):
     """A model in memory, behind its framework's adapter.
 

@@ -30,17 +30,7 @@ def nonfinite_parameters(subject: NormSubject) -> Iterator[Outcome]:
         Go back to a checkpoint from before; lower the learning rate, clip gradients, or scale the
         loss in float16. No data brings lost parameters back.
     """
-    arrays = subject.norm.arrays
-    bad = {
-        name: ~np.isfinite(arrays[name].astype(np.float64))
-        for name in ("gamma", "beta")
-        if name in arrays
-    }
-    broken = {name: mask for name, mask in bad.items() if mask.any()}
-    if broken:
-        words = " and ".join(f"{name} at {count_channels(mask)}" for name, mask in broken.items())
-        mask = np.logical_or.reduce(list(broken.values()))
-        yield subject.find(f"NaN or infinity in {words}.", mask, affected=np.count_nonzero(mask))
+    yield from subject.find_nonfinite(("gamma", "beta"))
 
 
 @rule("BN011", "warning", fields=("gamma",))

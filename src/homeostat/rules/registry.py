@@ -165,6 +165,19 @@ class NormSubject(ModelSubject):
             return tuple(graph[name] for name in norm.operations if name in graph)
         return graph.calls(norm.name)
 
+    def find_nonfinite(self, names: Iterable[str]) -> Iterator[Finding]:
+        """Yield a finding if some of the norm's arrays hold NaN or infinity."""
+        bad = {
+            name.replace("_", " "): ~np.isfinite(self._array(name))
+            for name in names
+            if name in self.norm.arrays
+        }
+        broken = {name: mask for name, mask in bad.items() if mask.any()}
+        if broken:
+            words = " and ".join(f"{name} at {count_channels(m)}" for name, m in broken.items())
+            mask = np.logical_or.reduce(list(broken.values()))
+            yield self.find(f"NaN or infinity in {words}.", mask, affected=np.count_nonzero(mask))
+
     def _array(self, name: str) -> Array:
         return self.norm.arrays[name].astype(np.float64)
 

@@ -75,17 +75,7 @@ def nonfinite_statistics(subject: NormSubject) -> Iterator[Outcome]:
     Fix safety:
         Safe, as long as the parameters are finite (see BN010).
     """
-    arrays = subject.norm.arrays
-    bad = {
-        name.replace("_", " "): ~np.isfinite(arrays[name].astype(np.float64))
-        for name in STATISTICS
-        if name in arrays
-    }
-    broken = {name: mask for name, mask in bad.items() if mask.any()}
-    if broken:
-        words = " and ".join(f"{name} at {count_channels(mask)}" for name, mask in broken.items())
-        mask = np.logical_or.reduce(list(broken.values()))
-        yield subject.find(f"NaN or infinity in {words}.", mask, affected=np.count_nonzero(mask))
+    yield from subject.find_nonfinite(STATISTICS)
 
 
 @rule("BN003", "error", fields=("moving_variance",))
