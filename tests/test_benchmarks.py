@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import kernels, layers, tf1
+from benchmarks import folding, kernels, layers, tf1
 from benchmarks.steps import Arrays
 from homeostat import reference
 from homeostat.bench import timing
@@ -48,13 +48,15 @@ def test_candidates_take_turns():
     assert calls.count("a") > 10 < calls.count("b")
 
 
-@pytest.mark.parametrize("benchmark", [layers, tf1])
-def test_the_documented_table_is_the_committed_measurement(benchmark):
+@pytest.mark.parametrize(
+    ("benchmark", "page"), [(layers, "speed"), (tf1, "speed"), (folding, "fold")]
+)
+def test_the_documented_table_is_the_committed_measurement(benchmark, page):
     root = Path(__file__).parent.parent
     name = benchmark.__name__.rpartition(".")[2]
     with (root / "benchmarks" / "results" / f"{name}.csv").open() as file:
         table = benchmark.markdown(list(csv.DictReader(file)))
-    assert table in (root / "docs" / "speed.md").read_text()
+    assert table in (root / "docs" / f"{page}.md").read_text()
 
 
 def test_tf1_programs_are_measured_in_sessions(tmp_path):
@@ -104,3 +106,20 @@ def test_the_benchmark_of_the_kernels_writes_a_row_for_every_layer(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["layer"] for row in rows] == ["copy", "torch", "native", "homeostat", "again"] * 3
     assert {row["fused"] for row in rows} == {"none", "relu", "add+relu"}
+
+
+@pytest.mark.slow
+def test_folding_is_measured_on_a_published_network(tmp_path):
+    pytest.importorskip("tensorflow")
+    out = tmp_path / "folding.csv"
+    command = [sys.executable, "-m", "benchmarks.folding", "--network", "MobileNetV2"]
+    command += ["--rounds", "1", "--out", str(out)]
+    result = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    with out.open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["norms"], row["folded"], row["parameters_saved"]) == ("52", "52", "51168")
+    assert float(row["error"]) < 1e-6
+    assert float(row["before_ms"]) > 0
