@@ -363,6 +363,12 @@ CASES: list[Case] = [
         figures={"change": 0.5},
     ),
     Case("BN040", "one", "info", model(), observed(some(5.0, MEAN)), channels=(0,)),
+    Case(
+        "BN040", "beside one that is not finite", "error",
+        model(norm(moving_mean=some(np.nan, MEAN), moving_variance=ONES, epsilon=0.0)),
+        observed(MEAN + 3),
+        channels=tuple(range(1, 16)), figures={"affected": 15, "worst": 3, "root_mean_square": 3},
+    ),
     Case("BN040", "a little", None, model(), observed(MEAN + 0.3 * np.sqrt(VARIANCE))),
     Case("BN041", "the same", None, model(), observed()),
     Case("BN041", "ten times", "error", model(), observed(None, VARIANCE * 10)),
