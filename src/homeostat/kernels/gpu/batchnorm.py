@@ -25,8 +25,9 @@ from homeostat.kernels.gpu.plans import (
 
 Tensor = torch.Tensor
 
-# Elements of what one program merges: splits * channels.
-_MERGED = 2048
+# What one program reads at a time of what it merges, splits * channels, and its channels where it
+# does nothing else: a sector of memory.
+_MERGED, _MERGED_CHANNELS = 1024, 4
 
 
 def moments(x: Tensor, shape: Shape) -> Tensor:
@@ -125,7 +126,7 @@ def backward(
     shape: Shape,
     slope: float | None,
     count: int | Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients, through the batch's mean and variance.
 
     With g = dy * activation'(z), n elements to a channel and x_hat = (x - mean) * inverse::
@@ -144,7 +145,8 @@ def backward(
         count: n, as in `input_gradient`, where it is not outer * inner.
 
     Returns:
-        dx, like x; dgamma and dbeta, float32, or float64 for float64; g, like x, with a y.
+        dx, like x; dgamma and dbeta, (2, channels), float32 or, for float64, float64; g, like x, with
+        a y and a slope.
     """
     shape, g = _divided(shape), _entering(x, y, slope)
     way = plan(shape, x.dtype, "backward", x.device)
@@ -154,7 +156,7 @@ def backward(
         sums = _channels(x, shape, 2, torch.float64)
         _gradient_sums(x, dy, y, g, kept, shape, slope, sums, results)
         dx = _input_gradient(x, dy if g is None else g, kept, sums, count, shape, _left(slope, g))
-        return dx, results[0], results[1], g
+        return dx, results, g
     dx = torch.empty_like(x)
     partials, arrivals = _meeting(x, 2, way, shape)
     arguments = {"x": x, "dy": dy, "y": y if g is not None else None, "g": g, "kept": kept}
@@ -162,7 +164,7 @@ def backward(
     arguments |= {"count": count, "COUNTED": isinstance(count, torch.Tensor), "SLOPE": slope}
     arguments |= {**_resident(way), **_sizes(shape, way)}
     launch(resident.differentiate_resident, way.blocks(shape) * way.splits, way, arguments)
-    return dx, results[0], results[1], g
+    return dx, results, g
 
 
 def gradient_sums(
@@ -179,7 +181,7 @@ def gradient_sums(
         slope: as in the forward pass.
 
     Returns:
-        dgamma and dbeta, float64, (2, channels); g, like x, with a y.
+        dgamma and dbeta, float64, (2, channels); g, like x, with a y and a slope.
     """
     shape, g = _divided(shape), _entering(x, y, slope)
     sums = _channels(x, shape, 2, torch.float64)
@@ -359,12 +361,13 @@ def _tiles_per_split(way: Plan, shape: Shape) -> int:
 
 
 def _resident(way: Plan) -> dict[str, int]:
-    return {"SPLITS": way.splits, "BLOCK_S": power_of_2(way.splits)}
+    at_a_time = max(1, _MERGED // way.block_c)
+    return {"SPLITS": way.splits, "BLOCK_S": min(power_of_2(way.splits), at_a_time)}
 
 
 def _merging(way: Plan, shape: Shape) -> tuple[dict[str, int], int]:
     """Return what a kernel that merges splits takes, and its programs."""
-    block_s = power_of_2(way.splits)
-    block_c = max(1, min(64, _MERGED // block_s, power_of_2(shape.channels)))
+    block_c = min(_MERGED_CHANNELS, power_of_2(shape.channels))
+    block_s = min(power_of_2(way.splits), _MERGED // block_c)
     sizes = {"channels": shape.channels, "splits": way.splits}
     return {**sizes, "BLOCK_C": block_c, "BLOCK_S": block_s}, divide_up(shape.channels, block_c)

@@ -48,24 +48,36 @@ def merged_moments(pivot, sums, squares, count):
 def merge_partials(
     partials, block, channels, splits, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr
 ):  # fmt: skip
-    """Return count, mean and spread of all splits, (3, splits, channels), in a fixed order."""
+    """Return count, mean and spread of all splits, (3, splits, channels), in a fixed order.
+
+    BLOCK_S splits are read at a time.
+    """
     c, there = channels_of(block, channels, BLOCK_C)
-    s = tl.arange(0, BLOCK_S)[:, None]
-    # A split is 64 bits away from the next: there may be many channels.
-    at = s.to(tl.int64) * channels + c[None, :]
-    inside = (s < splits) & there[None, :]
     step = tl.cast(splits, tl.int64) * channels
     # Past the first level of the cache, which does not see what other programs have just written.
     pivot = tl.load(partials + step + c, mask=there, other=0.0, cache_modifier=".cg")
-    counts = tl.load(partials + at, mask=inside, other=0.0, cache_modifier=".cg")
-    means = tl.load(partials + step + at, mask=inside, other=0.0, cache_modifier=".cg")
-    spreads = tl.load(partials + 2 * step + at, mask=inside, other=0.0, cache_modifier=".cg")
-    far = tl.where(inside, means - pivot[None, :], 0.0)
-    count = tl.where(there, tl.sum(counts, axis=0), 1.0)
-    sums = tl.sum(counts * far, axis=0)
-    squares = tl.sum(spreads + counts * far * far, axis=0)
-    mean, spread = merged_moments(pivot, sums, squares, count)
-    return count, mean, spread
+    count = tl.zeros((BLOCK_C,), tl.float64)
+    sums = tl.zeros((BLOCK_C,), tl.float64)
+    squares = tl.zeros((BLOCK_C,), tl.float64)
+    for first in range(0, splits, BLOCK_S):
+        at, inside = split_places(first, splits, c, channels, BLOCK_S)
+        counts = tl.load(partials + at, mask=inside, other=0.0, cache_modifier=".cg")
+        means = tl.load(partials + step + at, mask=inside, other=0.0, cache_modifier=".cg")
+        spreads = tl.load(partials + 2 * step + at, mask=inside, other=0.0, cache_modifier=".cg")
+        far = tl.where(inside, means - pivot[None, :], 0.0)
+        count += tl.sum(counts, axis=0)
+        sums += tl.sum(counts * far, axis=0)
+        squares += tl.sum(spreads + counts * far * far, axis=0)
+    mean, spread = merged_moments(pivot, sums, squares, tl.where(there, count, 1.0))
+    return tl.where(there, count, 1.0), mean, spread
+
+
+@triton.jit
+def split_places(first, splits, c, channels, BLOCK_S: tl.constexpr):
+    """Return where BLOCK_S splits have the values of channels, and which of them there are."""
+    s = first + tl.arange(0, BLOCK_S)[:, None]
+    # A split may be far away from the next: there may be many channels.
+    return s.to(tl.int64) * channels + c[None, :], (s < splits) & (c < channels)[None, :]
 
 
 @triton.jit

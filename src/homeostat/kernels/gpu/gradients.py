@@ -20,6 +20,7 @@ from homeostat.kernels.gpu.channels import (
     gradient_coefficients,
     load_kept,
     load_pair,
+    split_places,
     store_pair,
 )
 from homeostat.kernels.gpu.tiles import (
@@ -109,15 +110,21 @@ def store_split_sums(
 def merge_split_sums(
     partials, block, channels, splits, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr
 ):  # fmt: skip
-    """Return the sums of g and of g * (x - pivot) of all splits, in a fixed order."""
+    """Return the sums of g and of g * (x - pivot) of all splits, in a fixed order.
+
+    BLOCK_S splits are read at a time.
+    """
     c, there = channels_of(block, channels, BLOCK_C)
-    s = tl.arange(0, BLOCK_S)[:, None]
-    at = s.to(tl.int64) * channels + c[None, :]
-    inside = (s < splits) & there[None, :]
     step = tl.cast(splits, tl.int64) * channels
-    sums = tl.load(partials + at, mask=inside, other=0.0, cache_modifier=".cg")
-    centred = tl.load(partials + step + at, mask=inside, other=0.0, cache_modifier=".cg")
-    return tl.sum(sums, axis=0), tl.sum(centred, axis=0)
+    sums = tl.zeros((BLOCK_C,), tl.float64)
+    centred = tl.zeros((BLOCK_C,), tl.float64)
+    for first in range(0, splits, BLOCK_S):
+        at, inside = split_places(first, splits, c, channels, BLOCK_S)
+        more = tl.load(partials + at, mask=inside, other=0.0, cache_modifier=".cg")
+        sums += tl.sum(more, axis=0)
+        more = tl.load(partials + step + at, mask=inside, other=0.0, cache_modifier=".cg")
+        centred += tl.sum(more, axis=0)
+    return sums, centred
 
 
 @triton.jit
@@ -144,7 +151,7 @@ def merge_sums(
 ):  # fmt: skip
     """Write dgamma and dbeta, (2, channels): float64 sums, and results of the parameters' dtype.
 
-    Grid: blocks of channels. BLOCK_S holds all splits.
+    Grid: blocks of channels.
     """
     block = tl.program_id(0)
     dbeta, centred = merge_split_sums(partials, block, channels, splits, BLOCK_C, BLOCK_S)

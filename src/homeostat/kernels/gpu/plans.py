@@ -82,7 +82,7 @@ BUDGETS = {
     "forward": Budget(4096, kept=16384),
     "moments": Budget(4096),
     "normalize": Budget(4096, run=4),
-    "backward": Budget(2048, kept=8192),
+    "backward": Budget(2048, kept=16384),
     "sums": Budget(2048),
     "gradient": Budget(2048, run=4),
 }
@@ -144,7 +144,7 @@ def _streaming(shape: Shape, size: int, budget: Budget, programs: int) -> Plan:
     tile = budget.tile // 2 if size == 8 else budget.tile
     block_c, block_i = _line(shape, size, tile)
     block_o = _rows(shape, tile // (block_c * block_i), block_c)
-    found = Plan(False, block_o, block_c, block_i, 1, 4)
+    found = _warped(Plan(False, block_o, block_c, block_i, 1, 4), 4)
     tiles, blocks = found.tiles(shape), found.blocks(shape)
     splits = min(tiles, MOST_SPLITS, max(1, PROGRAMS * programs // blocks))
     if budget.run:
@@ -186,10 +186,10 @@ def _cooperative(shape: Shape, size: int, kept: int, programs: int, block_c: int
     return _warped(found._replace(splits=found.tiles(shape)))
 
 
-def _warped(plan: Plan) -> Plan:
-    """Return a plan with as many warps as give each thread a number of elements it can hold."""
+def _warped(plan: Plan, most: int = 16) -> Plan:
+    """Return a plan with a warp for every 512 elements, 16 of each thread, up to a number."""
     elements = plan.block_o * plan.block_c * plan.block_i
-    return plan._replace(num_warps=max(1, min(16, elements // 1024)))
+    return plan._replace(num_warps=max(1, min(most, elements // 512)))
 
 
 def _line(shape: Shape, size: int, tile: int) -> tuple[int, int]:

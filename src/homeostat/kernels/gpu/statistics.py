@@ -61,7 +61,7 @@ def merge_moments(
 ):  # fmt: skip
     """Write mean and variance of all splits, and with somewhere to keep them the coefficients.
 
-    Grid: blocks of channels. BLOCK_S holds all splits.
+    Grid: blocks of channels.
     """
     block = tl.program_id(0)
     count, mean, spread = merge_partials(partials, block, channels, splits, BLOCK_C, BLOCK_S)
