@@ -71,9 +71,7 @@ def options(slope: float | None, residual: torch.Tensor | None) -> dict[str, Any
 
 def away_from_the_kink(x: Any, dy: Any, gamma: Any, beta: Any, residual: Any, near: float) -> Any:
     """Return dy without the outputs that rounding may put on either side of 0."""
-    z, _ = reference.normalize_batch(
-        wide(x), wide(gamma), wide(beta), **options(None, residual)
-    )
+    z, _ = reference.normalize_batch(wide(x), wide(gamma), wide(beta), **options(None, residual))
     return dy.masked_fill(torch.from_numpy(np.abs(z) < near).to(dy.device), 0)
 
 

@@ -11,8 +11,12 @@ from tests.kernels.gpu.devices import DEVICE, need_kernels, torch
 
 need_kernels()
 
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
 from homeostat import reference  # noqa: E402
 from homeostat.kernels import gpu  # noqa: E402
+from homeostat.kernels.gpu import batchnorm, tiles  # noqa: E402
 from tests.kernels.gpu.steps import (  # noqa: E402
     EPSILON,
     WAYS,
@@ -169,3 +173,48 @@ def test_a_count_of_its_own_divides(way: str) -> None:
     through = (wide(dbeta)[:, None] + hat * wide(dgamma)[:, None]) / 50
     close(dx, inverse * (wide(dy) - through), 1e-12)
     assert dx.equal(again)
+
+
+@triton.jit
+def place_one(
+    out, tile, block, outer, channel_units, inner_units,
+    CHANNEL_UNIT: tl.constexpr, INNER_UNIT: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Write where a tile starts, its last offset inside the tensor, and how many are inside."""
+    channels, inner = channel_units * CHANNEL_UNIT, inner_units * INNER_UNIT
+    # Of a tensor, as in the kernels, not a constant that there may be.
+    tile += tl.program_id(0)
+    start, within, inside = tiles.place(
+        tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
+    )
+    tl.store(out, start)
+    tl.store(out + 1, tl.max(tl.max(tl.max(tl.where(inside, within, -1), 2), 1), 0).to(tl.int64))
+    tl.store(out + 2, tl.sum(tl.sum(tl.sum(inside.to(tl.int32), 2), 1), 0).to(tl.int64))
+    tl.store(out + 3, tiles.tiles_of(outer, inner, BLOCK_O, BLOCK_I).to(tl.int64))
+
+
+# The last row of a tensor or the last elements of a line, at and beyond what 32 bits hold.
+FAR = [
+    (2**31 + 5, 2, 1), (2**31 - 1, 2, 1), (70_001, 40_000, 1), (60_000, 50_001, 1),
+    (3, 5, 2**31), (2, 3, 2**31 - 1), (1, 2, 2**31 - 8), (2, 2, 2**32 + 12), (100_000, 3, 9_000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("purpose", ["moments", "sums"])
+@pytest.mark.parametrize("shape", FAR, ids=str)
+def test_the_last_tile_of_a_large_tensor_is_where_it_is(shape: Any, purpose: str) -> None:
+    shape = gpu.Shape(*shape)
+    plan = gpu.plan(shape, torch.float16, purpose, DEVICE)
+    count, block = plan.tiles(shape), plan.blocks(shape) - 1
+    out = torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    sizes = batchnorm._sizes(shape, plan)
+    place_one[(1,)](out, count - 1, block, **sizes)
+    outer, channels, inner = shape
+    lines = -(-inner // plan.block_i)
+    o, i = (count - 1) // lines * plan.block_o, (count - 1) % lines * plan.block_i
+    c = block * plan.block_c
+    start = (o * channels + c) * inner + i
+    inside = min(plan.block_o, outer - o) * (channels - c) * (inner - i)
+    last = outer * channels * inner - 1
+    assert out.tolist() == [start, last - start, inside, count]

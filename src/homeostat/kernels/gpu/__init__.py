@@ -1,6 +1,7 @@
 """Batch normalization on a GPU: PyTorch tensors in, PyTorch tensors out, by Triton's kernels.
 
-Importing it needs PyTorch and the extra ``gpu``. The module `batchnorm` says what each function takes.
+Importing it needs PyTorch and the extra ``gpu``. The module `batchnorm` says what each function
+takes.
 """
 
 from __future__ import annotations

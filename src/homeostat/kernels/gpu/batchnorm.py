@@ -8,8 +8,6 @@ the device, and the same tensors give the same bits on the same device.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from homeostat.kernels.gpu import gradients, outputs, resident, statistics
@@ -25,9 +23,9 @@ from homeostat.kernels.gpu.plans import (
 
 Tensor = torch.Tensor
 
-# What one program reads at a time of what it merges, splits * channels, and its channels where it
-# does nothing else: a sector of memory.
-_MERGED, _MERGED_CHANNELS = 1024, 4
+# What one program reads at a time of what it merges, splits * channels: fewer beside a tile that it
+# keeps. The channels of one that does nothing else are a sector of memory.
+_MERGED, _MERGED_BESIDE, _MERGED_CHANNELS = 1024, 512, 4
 
 
 def moments(x: Tensor, shape: Shape) -> Tensor:
@@ -145,8 +143,8 @@ def backward(
         count: n, as in `input_gradient`, where it is not outer * inner.
 
     Returns:
-        dx, like x; dgamma and dbeta, (2, channels), float32 or, for float64, float64; g, like x, with
-        a y and a slope.
+        dx, like x; dgamma and dbeta, (2, channels), of the statistics' dtype; g, like x, where
+        there are a y and a slope.
     """
     shape, g = _divided(shape), _entering(x, y, slope)
     way = plan(shape, x.dtype, "backward", x.device)
@@ -181,7 +179,7 @@ def gradient_sums(
         slope: as in the forward pass.
 
     Returns:
-        dgamma and dbeta, float64, (2, channels); g, like x, with a y and a slope.
+        dgamma and dbeta, float64, (2, channels); g, like x, where there are a y and a slope.
     """
     shape, g = _divided(shape), _entering(x, y, slope)
     sums = _channels(x, shape, 2, torch.float64)
@@ -344,12 +342,13 @@ def _sizes(shape: Shape, way: Plan) -> dict[str, int]:
 
 
 def _unit(size: int) -> int:
-    """Return the largest power of two up to 16 that divides a size.
+    """Return the power of two that a size is given in units of.
 
-    The compiler only asks whether an argument is divisible by 16; told a smaller divisor it still
-    reads several elements at a time.
+    The compiler sees for itself whether an argument is divisible by 16; told a smaller divisor it
+    still reads several elements at a time. A product of arguments has 32 bits: no more is given so.
     """
-    return min(16, size & -size)
+    power = size & -size
+    return power if power < 16 and size < 2**31 else 1
 
 
 def _splits(way: Plan, shape: Shape) -> dict[str, int]:
@@ -361,7 +360,7 @@ def _tiles_per_split(way: Plan, shape: Shape) -> int:
 
 
 def _resident(way: Plan) -> dict[str, int]:
-    at_a_time = max(1, _MERGED // way.block_c)
+    at_a_time = max(1, _MERGED_BESIDE // way.block_c)
     return {"SPLITS": way.splits, "BLOCK_S": min(power_of_2(way.splits), at_a_time)}
 
 

@@ -29,10 +29,10 @@ def tile_moments(x, inside, count):
     What rounding left of the mean is taken off again (the corrected two-pass rule), so neither a
     large mean nor an outlier costs digits.
     """
-    n = count.to(x.dtype)
-    mean = sum_of(x) / n
+    share = 1.0 / count.to(x.dtype)
+    mean = sum_of(x) * share
     centred = tl.where(inside, x - spread_out(mean), 0.0)
-    rest = (sum_of(centred) / n).to(tl.float64)
+    rest = (sum_of(centred) * share).to(tl.float64)
     spread = sum_of(centred * centred).to(tl.float64) - rest * rest * count.to(tl.float64)
     return mean.to(tl.float64) + rest, spread
 

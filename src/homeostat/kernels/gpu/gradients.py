@@ -40,12 +40,10 @@ from homeostat.kernels.gpu.tiles import (
 @triton.jit
 def entering(x, dy, y, pivot, scale, shift, SLOPE: tl.constexpr):
     """Return g, by the sign of y or, without one, of z as the forward computed it."""
-    if SLOPE is None:
-        return dy
-    elif y is None:
-        return behind(normalized(x, pivot, scale, shift), dy, SLOPE)
-    else:
-        return behind(y, dy, SLOPE)
+    if SLOPE is not None:
+        z = normalized(x, pivot, scale, shift) if y is None else y
+        dy = behind(z, dy, SLOPE)
+    return dy
 
 
 @triton.jit
@@ -114,7 +112,7 @@ def merge_split_sums(
 
     BLOCK_S splits are read at a time.
     """
-    c, there = channels_of(block, channels, BLOCK_C)
+    c, _ = channels_of(block, channels, BLOCK_C)
     step = tl.cast(splits, tl.int64) * channels
     sums = tl.zeros((BLOCK_C,), tl.float64)
     centred = tl.zeros((BLOCK_C,), tl.float64)
@@ -138,10 +136,8 @@ def gradient_of_gamma(kept, sums, centred, block, channels, BLOCK_C: tl.constexp
 @triton.jit
 def number(count, COUNTED: tl.constexpr):
     """Return a count that is given, or COUNTED and in memory."""
-    if COUNTED:
-        return tl.load(count).to(tl.float64)
-    else:
-        return tl.cast(count, tl.float64)
+    given = tl.load(count) if COUNTED else count
+    return tl.cast(given, tl.float64)
 
 
 @triton.jit

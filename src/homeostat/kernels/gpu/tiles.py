@@ -12,15 +12,21 @@ import triton.language as tl
 
 
 @triton.jit
+def divide_up(whole, part: tl.constexpr):
+    """Return whole / part, rounded up, of at least 1: without a sum that 32 bits may not hold."""
+    return (whole - 1) // part + 1
+
+
+@triton.jit
 def tiles_of(outer, inner, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):
     """Return how many tiles a block of channels has."""
-    return tl.cdiv(outer, BLOCK_O) * tl.cdiv(inner, BLOCK_I)
+    return divide_up(outer, BLOCK_O) * divide_up(inner, BLOCK_I)
 
 
 @triton.jit
 def start_of(tile, inner, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):
     """Return where on the outer and the inner axis a tile starts."""
-    lines = tl.cdiv(inner, BLOCK_I)
+    lines = divide_up(inner, BLOCK_I)
     return tl.cast(tile // lines, tl.int64) * BLOCK_O, (tile % lines) * BLOCK_I
 
 
@@ -52,7 +58,8 @@ def place(
     i = tl.arange(0, BLOCK_I)[None, None, :]
     start = (first_o * channels + first_c) * inner + first_i
     within = (o * channels + c) * inner + i
-    inside = (first_c + c < channels) & (first_i + i < inner)
+    # What is left of an axis is compared with, for the same reason.
+    inside = (c < channels - first_c) & (i < inner - first_i)
     inside &= o < rest_of(first_o, outer, BLOCK_O)
     return start, within, inside
 
@@ -60,7 +67,7 @@ def place(
 @triton.jit
 def share_of(channels, BLOCK_C: tl.constexpr):
     """Return which split of which block of channels a program has; blocks lie side by side."""
-    blocks = tl.cdiv(channels, BLOCK_C)
+    blocks = divide_up(channels, BLOCK_C)
     return tl.program_id(0) // blocks, tl.program_id(0) % blocks
 
 
@@ -75,10 +82,7 @@ def channels_of(block, channels, BLOCK_C: tl.constexpr):
 def load(pointer, start, within, inside):
     """Return a tile in the type of its statistics, 0 outside the tensor."""
     value = tl.load(pointer + start + within, mask=inside, other=0.0)
-    if pointer.dtype.element_ty == tl.float64:
-        return value
-    else:
-        return value.to(tl.float32)
+    return value if pointer.dtype.element_ty == tl.float64 else value.to(tl.float32)
 
 
 @triton.jit
@@ -102,24 +106,18 @@ def spread_out(value):
 @triton.jit
 def activate(z, SLOPE: tl.constexpr):
     """Return z where it is positive or NaN, else SLOPE * z; without a slope z."""
-    if SLOPE is None:
-        return z
-    elif SLOPE == 0:
+    if SLOPE is not None:
         # Not 0 * z: -0 of a negative value, NaN of minus infinity.
-        return tl.where(z <= 0, 0.0, z)
-    else:
-        return tl.where(z <= 0, z * SLOPE, z)
+        z = tl.where(z <= 0, 0.0 if SLOPE == 0 else z * SLOPE, z)
+    return z
 
 
 @triton.jit
 def behind(z, value, SLOPE: tl.constexpr):
     """Return value times the derivative of the activation that z went into, or came out of."""
-    if SLOPE is None:
-        return value
-    elif SLOPE == 0:
-        return tl.where(z > 0, value, 0.0)
-    else:
-        return tl.where(z > 0, value, value * SLOPE)
+    if SLOPE is not None:
+        value = tl.where(z > 0, value, 0.0 if SLOPE == 0 else value * SLOPE)
+    return value
 
 
 @triton.jit
