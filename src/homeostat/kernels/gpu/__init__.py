@@ -1,12 +1,16 @@
 """Batch normalization on a GPU: PyTorch tensors in, PyTorch tensors out, by Triton's kernels.
 
-Importing it needs PyTorch and the extra ``gpu``. The module `batchnorm` says what each function
-takes.
+Importing it needs PyTorch and the extra ``gpu``, and Triton before TensorFlow (see `loading`). The
+module `batchnorm` says what each function takes.
 """
 
 from __future__ import annotations
 
-from homeostat.kernels.gpu.operators import (
+from homeostat.kernels.loading import check_triton
+
+check_triton()
+
+from homeostat.kernels.gpu.operators import (  # noqa: E402
     backward,
     gradient_sums,
     input_gradient,
@@ -14,7 +18,7 @@ from homeostat.kernels.gpu.operators import (
     normalize,
     train,
 )
-from homeostat.kernels.gpu.plans import Plan, Shape, plan, using
+from homeostat.kernels.gpu.plans import Plan, Shape, plan, using  # noqa: E402
 
 __all__ = [
     "Plan",
