@@ -8,6 +8,8 @@ the device, and the same tensors give the same bits on the same device.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from homeostat.kernels.gpu import gradients, outputs, resident, statistics
@@ -82,7 +84,7 @@ def train(
     arguments = {"x": x, "residual": residual, "y": y, "gamma": gamma, "beta": beta}
     arguments |= {"moments": found, "kept": kept, "partials": partials, "arrivals": arrivals}
     arguments |= {"EPSILON": epsilon, "SLOPE": slope, **_resident(way), **_sizes(shape, way)}
-    launch(resident.normalize_resident, way.blocks(shape) * way.splits, way, arguments)
+    launch(resident.normalize_resident, _programs(way, shape), way, arguments)
     return y, found, kept
 
 
@@ -161,7 +163,7 @@ def backward(
     arguments |= {"results": results, "dx": dx, "partials": partials, "arrivals": arrivals}
     arguments |= {"count": count, "COUNTED": isinstance(count, torch.Tensor), "SLOPE": slope}
     arguments |= {**_resident(way), **_sizes(shape, way)}
-    launch(resident.differentiate_resident, way.blocks(shape) * way.splits, way, arguments)
+    launch(resident.differentiate_resident, _programs(way, shape), way, arguments)
     return dx, results, g
 
 
@@ -223,7 +225,7 @@ def _find_moments(
     way = plan(shape, x.dtype, "moments", x.device)
     partials = _channels(x, shape, 3 * way.splits, torch.float64)
     arguments = {"x": x, "partials": partials, **_splits(way, shape), **_sizes(shape, way)}
-    launch(statistics.split_moments, way.blocks(shape) * way.splits, way, arguments)
+    launch(statistics.split_moments, _programs(way, shape), way, arguments)
     merging, blocks = _merging(way, shape)
     arguments = {"partials": partials, "moments": found, "gamma": gamma, "beta": beta}
     arguments |= {"kept": kept, "EPSILON": epsilon, **merging}
@@ -245,8 +247,8 @@ def _normalize(
     way = plan(shape, x.dtype, "normalize", x.device)
     arguments = {"x": x, "residual": residual, "y": y, "moments": moments, "gamma": gamma}
     arguments |= {"beta": beta, "kept": kept, "EPSILON": epsilon, "SLOPE": slope}
-    arguments |= {"tiles_per_split": _tiles_per_split(way, shape), **_sizes(shape, way)}
-    launch(outputs.normalize_tiles, way.blocks(shape) * way.splits, way, arguments)
+    arguments |= {**_splits(way, shape), **_sizes(shape, way)}
+    launch(outputs.normalize_tiles, _programs(way, shape), way, arguments)
 
 
 def _gradient_sums(
@@ -265,8 +267,8 @@ def _gradient_sums(
     partials = _channels(x, shape, 2 * way.splits, torch.float64)
     arguments = {"x": x, "dy": dy, "y": None if g is None else y, "g": g, "kept": kept}
     arguments |= {"partials": partials, "SLOPE": slope}
-    arguments |= {**_splits(way, shape), **_sizes(shape, way)}
-    launch(gradients.split_sums, way.blocks(shape) * way.splits, way, arguments)
+    arguments |= {**_sizes(shape, way), "tiles_per_split": _splits(way, shape)["tiles_per_split"]}
+    launch(gradients.split_sums, _programs(way, shape), way, arguments)
     merging, blocks = _merging(way, shape)
     arguments = {"partials": partials, "kept": kept, "sums": sums, "results": results, **merging}
     launch(gradients.merge_sums, blocks, way, arguments)
@@ -284,8 +286,8 @@ def _input_gradient(
     dx, way = torch.empty_like(x), plan(shape, x.dtype, "gradient", x.device)
     arguments = {"x": x, "g": g, "kept": kept, "sums": sums, "count": count, "dx": dx}
     arguments |= {"SLOPE": slope, "COUNTED": isinstance(count, torch.Tensor)}
-    arguments |= {"tiles_per_split": _tiles_per_split(way, shape), **_sizes(shape, way)}
-    launch(gradients.differentiate_tiles, way.blocks(shape) * way.splits, way, arguments)
+    arguments |= {**_sizes(shape, way), "tiles_per_split": _splits(way, shape)["tiles_per_split"]}
+    launch(gradients.differentiate_tiles, _programs(way, shape), way, arguments)
     return dx
 
 
@@ -326,6 +328,10 @@ def _meeting(x: Tensor, rows: int, way: Plan, shape: Shape) -> tuple[Tensor | No
     return partials, x.new_zeros(way.blocks(shape), dtype=torch.int32)
 
 
+# Small tensors are waited for by the time that Python takes: what a shape and a plan give is kept.
+
+
+@functools.lru_cache(maxsize=4096)
 def _sizes(shape: Shape, way: Plan) -> dict[str, int]:
     """Return what every kernel over tiles takes of shape and plan."""
     channel_unit, inner_unit = _unit(shape.channels), _unit(shape.inner)
@@ -351,19 +357,22 @@ def _unit(size: int) -> int:
     return power if power < 16 and size < 2**31 else 1
 
 
+@functools.lru_cache(maxsize=4096)
 def _splits(way: Plan, shape: Shape) -> dict[str, int]:
-    return {"splits": way.splits, "tiles_per_split": _tiles_per_split(way, shape)}
+    return {"splits": way.splits, "tiles_per_split": divide_up(way.tiles(shape), way.splits)}
 
 
-def _tiles_per_split(way: Plan, shape: Shape) -> int:
-    return divide_up(way.tiles(shape), way.splits)
+def _programs(way: Plan, shape: Shape) -> int:
+    return divide_up(shape.channels, way.block_c) * way.splits
 
 
+@functools.lru_cache(maxsize=4096)
 def _resident(way: Plan) -> dict[str, int]:
     at_a_time = max(1, _MERGED_BESIDE // way.block_c)
     return {"SPLITS": way.splits, "BLOCK_S": min(power_of_2(way.splits), at_a_time)}
 
 
+@functools.lru_cache(maxsize=4096)
 def _merging(way: Plan, shape: Shape) -> tuple[dict[str, int], int]:
     """Return what a kernel that merges splits takes, and its programs."""
     block_c = min(_MERGED_CHANNELS, power_of_2(shape.channels))
