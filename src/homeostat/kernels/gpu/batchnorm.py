@@ -247,7 +247,7 @@ def _normalize(
     way = plan(shape, x.dtype, "normalize", x.device)
     arguments = {"x": x, "residual": residual, "y": y, "moments": moments, "gamma": gamma}
     arguments |= {"beta": beta, "kept": kept, "EPSILON": epsilon, "SLOPE": slope}
-    arguments |= {**_splits(way, shape), **_sizes(shape, way)}
+    arguments |= {**_sizes(shape, way), "tiles_per_split": _splits(way, shape)["tiles_per_split"]}
     launch(outputs.normalize_tiles, _programs(way, shape), way, arguments)
 
 
@@ -267,7 +267,7 @@ def _gradient_sums(
     partials = _channels(x, shape, 2 * way.splits, torch.float64)
     arguments = {"x": x, "dy": dy, "y": None if g is None else y, "g": g, "kept": kept}
     arguments |= {"partials": partials, "SLOPE": slope}
-    arguments |= {**_sizes(shape, way), "tiles_per_split": _splits(way, shape)["tiles_per_split"]}
+    arguments |= {**_splits(way, shape), **_sizes(shape, way)}
     launch(gradients.split_sums, _programs(way, shape), way, arguments)
     merging, blocks = _merging(way, shape)
     arguments = {"partials": partials, "kept": kept, "sums": sums, "results": results, **merging}
