@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
+
+# Where TensorFlow comes first, Triton, which torch.compile imports, ends the process.
+with contextlib.suppress(ImportError):
+    import triton as triton
 
 from tests.command import run_homeostat
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 import io
 import json
 import sys
 from typing import Any
+
+# Where TensorFlow comes first, Triton ends the process.
+with contextlib.suppress(ImportError):
+    import triton as triton
 
 
 def examine(name: str) -> dict[str, Any]:

@@ -1,0 +1,381 @@
+"""Batch normalization of tensors on a GPU, forward and backward, by the kernels of this room.
+
+A tensor is seen as (outer, channels, inner), dense in memory; inner is 1 where channels come last.
+All tensors of a call lie in the same order, whatever their shapes; outputs keep x's strides.
+Statistics are float32, or float64 for float64, and are merged in float64. Nothing here waits for
+the device, and the same tensors give the same bits on the same device.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from homeostat.kernels.gpu import gradients, outputs, resident, statistics
+from homeostat.kernels.gpu.channels import KEPT
+from homeostat.kernels.gpu.launch import is_traceable, launch
+from homeostat.kernels.gpu.plans import (
+    Plan,
+    Shape,
+    divide_up,
+    plan,
+    power_of_2,
+)
+
+Tensor = torch.Tensor
+
+# What one program reads at a time of what it merges, splits * channels: fewer beside a tile that it
+# keeps. The channels of one that does nothing else are a sector of memory.
+_MERGED, _MERGED_BESIDE, _MERGED_CHANNELS = 1024, 512, 4
+
+
+def moments(x: Tensor, shape: Shape) -> Tensor:
+    """Return mean and population variance of each channel, float64, (2, channels).
+
+    With the count, outer * inner, they are what replicas exchange: moments of parts merge exactly
+    (Chan, Golub & LeVeque 1979).
+
+    Args:
+        x: of the shape's size.
+        shape: how x is divided.
+    """
+    shape = _divided(shape)
+    found = _channels(x, shape, 2, torch.float64)
+    _find_moments(x, shape, found, None, None, None, 0.0)
+    return found
+
+
+def train(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    shape: Shape,
+    epsilon: float,
+    slope: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize with the batch's own moments: y = activation(gamma * x_hat + beta + residual).
+
+    x_hat = (x - mean) / sqrt(variance + epsilon) (Ioffe & Szegedy 2015, Algorithm 1).
+
+    Args:
+        x: of the shape's size.
+        gamma: (channels,), of any float dtype, or None for 1.
+        beta: like gamma, or None for 0.
+        residual: like x, or None.
+        shape: how x is divided.
+        epsilon: added to the variance.
+        slope: the activation's for negative values, or None for no activation.
+
+    Returns:
+        y, like x; mean and population variance, float64, (2, channels); what the backward needs of
+        the channels.
+    """
+    shape = _divided(shape)
+    y, found = torch.empty_like(x), _channels(x, shape, 2, torch.float64)
+    kept = _channels(x, shape, KEPT)
+    way = plan(shape, x.dtype, "forward", x.device)
+    if not _is_resident(way):
+        _find_moments(x, shape, found, gamma, beta, kept, epsilon)
+        _normalize(x, None, None, None, residual, y, kept, shape, epsilon, slope)
+        return y, found, kept
+    partials, arrivals = _meeting(x, 3, way, shape)
+    arguments = {"x": x, "residual": residual, "y": y, "gamma": gamma, "beta": beta}
+    arguments |= {"moments": found, "kept": kept, "partials": partials, "arrivals": arrivals}
+    arguments |= {"EPSILON": epsilon, "SLOPE": slope, **_resident(way), **_sizes(shape, way)}
+    launch(resident.normalize_resident, _programs(way, shape), way, arguments)
+    return y, found, kept
+
+
+def normalize(
+    x: Tensor,
+    moments: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    shape: Shape,
+    epsilon: float,
+    slope: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Normalize with given moments, in one launch.
+
+    Args:
+        x: of the shape's size.
+        moments: mean and variance, float64 or float32, (2, channels).
+        gamma: (channels,), of any float dtype, or None for 1.
+        beta: like gamma, or None for 0.
+        residual: like x, or None.
+        shape: how x is divided.
+        epsilon: added to the variance.
+        slope: the activation's for negative values, or None for no activation.
+
+    Returns:
+        y, like x, and what the backward needs of the channels.
+    """
+    y, kept = torch.empty_like(x), _channels(x, shape, KEPT)
+    _normalize(x, moments, gamma, beta, residual, y, kept, _divided(shape), epsilon, slope)
+    return y, kept
+
+
+def backward(
+    x: Tensor,
+    dy: Tensor,
+    y: Tensor | None,
+    kept: Tensor,
+    shape: Shape,
+    slope: float | None,
+    count: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients, through the batch's mean and variance.
+
+    With g = dy * activation'(z), n elements to a channel and x_hat = (x - mean) * inverse::
+
+        dbeta = sum(g)    dgamma = sum(g * x_hat)
+        dx = scale * (g - (dbeta + x_hat * dgamma) / n)
+
+    Args:
+        x: as it was normalized.
+        dy: like x.
+        y: like x, the activation's output, where z had a residual; None to compute z's sign again,
+            to the last bit as the forward pass computed it.
+        kept: what the forward pass kept of the channels.
+        shape: how x is divided.
+        slope: as in the forward pass.
+        count: n, as in `input_gradient`, where it is not outer * inner.
+
+    Returns:
+        dx, like x; dgamma and dbeta, (2, channels), of the statistics' dtype; g, like x, where
+        there are a y and a slope.
+    """
+    shape, g = _divided(shape), _entering(x, y, slope)
+    way = plan(shape, x.dtype, "backward", x.device)
+    results = _channels(x, shape, 2)
+    count = shape.outer * shape.inner if count is None else count
+    if not _is_resident(way):
+        sums = _channels(x, shape, 2, torch.float64)
+        _gradient_sums(x, dy, y, g, kept, shape, slope, sums, results)
+        dx = _input_gradient(x, dy if g is None else g, kept, sums, count, shape, _left(slope, g))
+        return dx, results, g
+    dx = torch.empty_like(x)
+    partials, arrivals = _meeting(x, 2, way, shape)
+    arguments = {"x": x, "dy": dy, "y": y if g is not None else None, "g": g, "kept": kept}
+    arguments |= {"results": results, "dx": dx, "partials": partials, "arrivals": arrivals}
+    arguments |= {"count": count, "COUNTED": isinstance(count, torch.Tensor), "SLOPE": slope}
+    arguments |= {**_resident(way), **_sizes(shape, way)}
+    launch(resident.differentiate_resident, _programs(way, shape), way, arguments)
+    return dx, results, g
+
+
+def gradient_sums(
+    x: Tensor, dy: Tensor, y: Tensor | None, kept: Tensor, shape: Shape, slope: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return dgamma and dbeta of these elements, which replicas add up, and g.
+
+    Args:
+        x: as it was normalized, with moments that all replicas share.
+        dy: like x.
+        y: as in `backward`.
+        kept: what the forward pass kept of the channels.
+        shape: how x is divided.
+        slope: as in the forward pass.
+
+    Returns:
+        dgamma and dbeta, float64, (2, channels); g, like x, where there are a y and a slope.
+    """
+    shape, g = _divided(shape), _entering(x, y, slope)
+    sums = _channels(x, shape, 2, torch.float64)
+    _gradient_sums(x, dy, y, g, kept, shape, slope, sums, None)
+    return sums, g
+
+
+def input_gradient(
+    x: Tensor,
+    g: Tensor,
+    kept: Tensor,
+    sums: Tensor,
+    count: int | Tensor,
+    shape: Shape,
+    slope: float | None,
+) -> Tensor:
+    """Return dx of the sums of all replicas.
+
+    Args:
+        x: as it was normalized.
+        g: like x, of `gradient_sums`; dy where that returned none.
+        kept: what the forward pass kept of the channels.
+        sums: dgamma and dbeta of all replicas, (2, channels).
+        count: elements to a channel of all replicas, or a tensor of one number on x's device.
+        shape: how x is divided.
+        slope: as in the forward pass where g is dy; None where g came of `gradient_sums`.
+    """
+    return _input_gradient(x, g, kept, sums, count, _divided(shape), slope)
+
+
+def _find_moments(
+    x: Tensor,
+    shape: Shape,
+    found: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    kept: Tensor | None,
+    epsilon: float,
+) -> None:
+    """Write mean and variance, and with somewhere to keep them the coefficients."""
+    way = plan(shape, x.dtype, "moments", x.device)
+    partials = _channels(x, shape, 3 * way.splits, torch.float64)
+    arguments = {"x": x, "partials": partials, **_splits(way, shape), **_sizes(shape, way)}
+    launch(statistics.split_moments, _programs(way, shape), way, arguments)
+    merging, blocks = _merging(way, shape)
+    arguments = {"partials": partials, "moments": found, "gamma": gamma, "beta": beta}
+    arguments |= {"kept": kept, "EPSILON": epsilon, **merging}
+    launch(statistics.merge_moments, blocks, way, arguments)
+
+
+def _normalize(
+    x: Tensor,
+    moments: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    y: Tensor,
+    kept: Tensor,
+    shape: Shape,
+    epsilon: float,
+    slope: float | None,
+) -> None:
+    way = plan(shape, x.dtype, "normalize", x.device)
+    arguments = {"x": x, "residual": residual, "y": y, "moments": moments, "gamma": gamma}
+    arguments |= {"beta": beta, "kept": kept, "EPSILON": epsilon, "SLOPE": slope}
+    arguments |= {**_sizes(shape, way), "tiles_per_split": _splits(way, shape)["tiles_per_split"]}
+    launch(outputs.normalize_tiles, _programs(way, shape), way, arguments)
+
+
+def _gradient_sums(
+    x: Tensor,
+    dy: Tensor,
+    y: Tensor | None,
+    g: Tensor | None,
+    kept: Tensor,
+    shape: Shape,
+    slope: float | None,
+    sums: Tensor,
+    results: Tensor | None,
+) -> None:
+    """Write dgamma and dbeta, and g where there is one."""
+    way = plan(shape, x.dtype, "sums", x.device)
+    partials = _channels(x, shape, 2 * way.splits, torch.float64)
+    arguments = {"x": x, "dy": dy, "y": None if g is None else y, "g": g, "kept": kept}
+    arguments |= {"partials": partials, "SLOPE": slope}
+    arguments |= {**_splits(way, shape), **_sizes(shape, way)}
+    launch(gradients.split_sums, _programs(way, shape), way, arguments)
+    merging, blocks = _merging(way, shape)
+    arguments = {"partials": partials, "kept": kept, "sums": sums, "results": results, **merging}
+    launch(gradients.merge_sums, blocks, way, arguments)
+
+
+def _input_gradient(
+    x: Tensor,
+    g: Tensor,
+    kept: Tensor,
+    sums: Tensor,
+    count: int | Tensor,
+    shape: Shape,
+    slope: float | None,
+) -> Tensor:
+    dx, way = torch.empty_like(x), plan(shape, x.dtype, "gradient", x.device)
+    arguments = {"x": x, "g": g, "kept": kept, "sums": sums, "count": count, "dx": dx}
+    arguments |= {"SLOPE": slope, "COUNTED": isinstance(count, torch.Tensor)}
+    arguments |= {**_sizes(shape, way), "tiles_per_split": _splits(way, shape)["tiles_per_split"]}
+    launch(gradients.differentiate_tiles, _programs(way, shape), way, arguments)
+    return dx
+
+
+def _divided(shape: Shape) -> Shape:
+    """Return the same division with channels first where that is as well."""
+    outer, channels, inner = shape
+    # All of a single channel lies side by side.
+    return Shape(1, 1, outer * inner) if channels == 1 else Shape(outer, channels, inner)
+
+
+def _is_resident(way: Plan) -> bool:
+    # A traced launch cannot be cooperative.
+    return way.resident and not (is_traceable() and way.splits > 1)
+
+
+def _entering(x: Tensor, y: Tensor | None, slope: float | None) -> Tensor | None:
+    """Return where g goes, None where it is dy or computed again."""
+    return None if y is None or slope is None else torch.empty_like(x)
+
+
+def _left(slope: float | None, g: Tensor | None) -> float | None:
+    """Return the slope that is still to be applied once g has been written."""
+    return slope if g is None else None
+
+
+def _channels(x: Tensor, shape: Shape, rows: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return rows of channels still to be written, of the statistics' dtype unless told."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((rows, shape.channels), dtype=dtype or wide)
+
+
+def _meeting(x: Tensor, rows: int, way: Plan, shape: Shape) -> tuple[Tensor | None, Tensor | None]:
+    """Return where the programs of a resident plan leave their sums, and where they meet."""
+    if way.splits == 1:
+        return None, None
+    partials = x.new_empty((rows, way.splits, shape.channels), dtype=torch.float64)
+    # Of this call alone: other streams and replays of a graph have their own zeros.
+    return partials, x.new_zeros(way.blocks(shape), dtype=torch.int32)
+
+
+# Small tensors are waited for by the time that Python takes: what a shape and a plan give is kept.
+
+
+@functools.lru_cache(maxsize=4096)
+def _sizes(shape: Shape, way: Plan) -> dict[str, int]:
+    """Return what every kernel over tiles takes of shape and plan."""
+    channel_unit, inner_unit = _unit(shape.channels), _unit(shape.inner)
+    return {
+        "outer": shape.outer,
+        "channel_units": shape.channels // channel_unit,
+        "inner_units": shape.inner // inner_unit,
+        "CHANNEL_UNIT": channel_unit,
+        "INNER_UNIT": inner_unit,
+        "BLOCK_O": way.block_o,
+        "BLOCK_C": way.block_c,
+        "BLOCK_I": way.block_i,
+    }
+
+
+def _unit(size: int) -> int:
+    """Return the power of two that a size is given in units of.
+
+    The compiler sees for itself whether an argument is divisible by 16; told a smaller divisor it
+    still reads several elements at a time. A product of arguments has 32 bits: no more is given so.
+    """
+    power = size & -size
+    return power if power < 16 and size < 2**31 else 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _splits(way: Plan, shape: Shape) -> dict[str, int]:
+    return {"splits": way.splits, "tiles_per_split": divide_up(way.tiles(shape), way.splits)}
+
+
+def _programs(way: Plan, shape: Shape) -> int:
+    return divide_up(shape.channels, way.block_c) * way.splits
+
+
+@functools.lru_cache(maxsize=4096)
+def _resident(way: Plan) -> dict[str, int]:
+    at_a_time = max(1, _MERGED_BESIDE // way.block_c)
+    return {"SPLITS": way.splits, "BLOCK_S": min(power_of_2(way.splits), at_a_time)}
+
+
+@functools.lru_cache(maxsize=4096)
+def _merging(way: Plan, shape: Shape) -> tuple[dict[str, int], int]:
+    """Return what a kernel that merges splits takes, and its programs."""
+    block_c = min(_MERGED_CHANNELS, power_of_2(shape.channels))
+    block_s = min(power_of_2(way.splits), _MERGED // block_c)
+    sizes = {"channels": shape.channels, "splits": way.splits}
+    return {**sizes, "BLOCK_C": block_c, "BLOCK_S": block_s}, divide_up(shape.channels, block_c)

@@ -1,0 +1,83 @@
+"""Kernels compiled for a GPU that need not be there, just as a call would launch them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from homeostat.kernels.gpu import batchnorm
+from homeostat.kernels.gpu.plans import Plan
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Launch(NamedTuple):
+    """What a call would have launched."""
+
+    kernel: Any
+    programs: int
+    plan: Plan
+    arguments: dict[str, Any]
+
+    def compiled(self, capability: int, **options: Any) -> Any:
+        """Return the kernel compiled with what the launcher would tell of the arguments."""
+        signature, constants, attributes = {}, {}, {}
+        for at, parameter in enumerate(self.kernel.params):
+            name, value = parameter.name, self.arguments[parameter.name]
+            if isinstance(value, torch.Tensor):
+                signature[name] = POINTERS[value.dtype]
+            elif parameter.is_constexpr or value is None or value == 1:
+                signature[name], constants[(at,)] = "constexpr", value
+            else:
+                signature[name] = "i32" if value < 2**31 else "i64"
+            if isinstance(value, torch.Tensor) or (signature[name][0] == "i" and value % 16 == 0):
+                attributes[(at,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        options |= {"num_warps": self.plan.num_warps, "num_stages": self.plan.num_stages}
+        options["enable_fp_fusion"] = True
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@contextmanager
+def launches() -> Iterator[list[Launch]]:
+    """Collect what calls in the body launch, instead of launching it."""
+    found: list[Launch] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batchnorm, "launch", lambda *given: found.append(Launch(*given)))
+        yield found
+
+
+def resources(compiled: Any, folder: Path) -> dict[str, int]:
+    """Return the bytes of the stack and the registers of a thread."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(compiled.asm["cubin"])
+    told = subprocess.run(
+        [TOOLS / "cuobjdump", "--dump-resource-usage", file],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {name: int(number) for name, number in re.findall(r"\b(REG|STACK):(\d+)", told)}
+
+
+def accesses(compiled: Any) -> list[tuple[str, int]]:
+    """Return every access of global memory, as "ld" or "st" and its bytes."""
+    found = re.findall(r"\b(ld|st)\.global[.\w:]*?(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"])
+    return [(kind, int(lanes or 1) * int(bits) // 8) for kind, lanes, bits in found]
