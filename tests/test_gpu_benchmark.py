@@ -407,6 +407,7 @@ def test_the_dry_run_takes_the_whole_way(tmp_path):
 def test_nothing_is_timed_before_the_tests_pass(tmp_path):
     (tmp_path / "test_red.py").write_text("def test_red():\n    assert False\n")
     options = ("--device", "cpu", "--out", str(tmp_path), "--helpers", "0")
+    options += ("--skip", "tune", "time", "network")
     output = run(*options, "--tests", str(tmp_path / "test_red.py"), expect=1)
     assert "1 failed" in output
     assert "nothing is timed" in output

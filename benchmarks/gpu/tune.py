@@ -103,14 +103,17 @@ def _pose(gpu: Any, case: Case, device: str) -> Iterator[tuple[str, _Problem]]:
     inner = math.prod(image)
     last = case.layout == "NHWC"
     shape = gpu.Shape(*((outer * inner, channels, 1) if last else (outer, channels, inner)))
+    x, at_once = sets[0].x, count_multiprocessors(device)
+    defaults = {purpose: gpu.plan(shape, x.dtype, purpose, x.device) for purpose in PURPOSES}
+    if not all(_meets(plan, shape, at_once) for plan in defaults.values()):
+        raise ValueError("programs that wait for each other cannot run in turns. Use small shapes.")
     runs = _runs(gpu, case, sets, parameters, shape)
-    for purpose in PURPOSES:
-        default = gpu.plan(shape, sets[0].x.dtype, purpose, sets[0].x.device)
+    for purpose, default in defaults.items():
         # A whole direction that streams is its passes, each with a plan of its own.
         if default.resident or purpose not in ("forward", "backward"):
             yield purpose, _Problem(
                 runs[purpose], sets, parameters, shape, default, gpu.using,
-                count_multiprocessors(device), ROUNDS[device],
+                at_once, ROUNDS[device],
             )  # fmt: skip
 
 
@@ -192,6 +195,12 @@ def _descend(
                 return
 
 
+def _meets(plan: Any, shape: Any, at_once: int) -> bool:
+    """Return whether programs that wait for each other all run at the same time."""
+    together = plan.splits * plan.blocks(shape)
+    return not plan.resident or plan.splits == 1 or together <= at_once
+
+
 def _vary(problem: _Problem, best: Any, field: str) -> Iterator[Any]:
     """Yield a plan's neighbours that differ in one field, as far as they fit the shape."""
     if field == "default":
@@ -209,7 +218,7 @@ def _vary(problem: _Problem, best: Any, field: str) -> Iterator[Any]:
         if plan.resident:
             # One tile stays on chip in each split, and all splits run at once.
             plan = plan._replace(splits=tiles)
-            if tiles > 1 and tiles * plan.blocks(problem.shape) > problem.at_once:
+            if not _meets(plan, problem.shape, problem.at_once):
                 continue
         elif plan.splits > tiles:
             continue
