@@ -416,6 +416,14 @@ def test_nothing_is_timed_before_the_tests_pass(tmp_path):
     assert "tests/nowhere is not there" in output
 
 
+def test_tests_may_be_shared_out_among_processes(tmp_path):
+    (tmp_path / "test_green.py").write_text("def test_a():\n    pass\n\ndef test_b():\n    pass\n")
+    paths = [str(tmp_path / "test_green.py")]
+    outcome = testing.run_tests(paths, tmp_path / "log", Deadline(60.0, lambda: 0.0), processes=2)
+    assert outcome.green
+    assert "2 passed" in outcome.told
+
+
 def test_tests_that_take_too_long_are_not_green(tmp_path):
     slow = tmp_path / "test_slow.py"
     slow.write_text("import time\n\ndef test_slow():\n    time.sleep(60)\n")

@@ -16,7 +16,7 @@ from benchmarks.gpu.clock import Clock, clock_of
 from benchmarks.gpu.columns import COMPILING, OURS, keep_choices_to_oneself
 from benchmarks.gpu.device import describe, read_smi
 from benchmarks.gpu.rows import FAILED, MEASURED, WRONG, Rows, read_rows
-from benchmarks.gpu.testing import find_tests, run_tests
+from benchmarks.gpu.testing import count_processes, find_tests, run_tests
 from benchmarks.gpu.times import Settings, measure_cases, measure_copy
 
 
@@ -65,7 +65,10 @@ class Run:
         helpers = Helpers(0 if "time" in options.skip else count, sys.argv[1:])
         try:
             outcome = run_tests(
-                options.tests or find_tests(), options.out / "gpu_tests.txt", deadline
+                options.tests or find_tests(),
+                options.out / "gpu_tests.txt",
+                deadline,
+                count_processes(options.device),
             )
         finally:
             helpers.stop()

@@ -36,13 +36,14 @@ def find_tests() -> list[str]:
     return sorted(set(found))
 
 
-def run_tests(paths: Sequence[str], log: Path, deadline: Deadline) -> Outcome:
+def run_tests(paths: Sequence[str], log: Path, deadline: Deadline, processes: int = 0) -> Outcome:
     """Run tests in a process of their own and write what they print to a log.
 
     Args:
         paths: files and folders, from the repository's root.
         log: the file.
         deadline: when they are stopped; then they are not green.
+        processes: how many they are shared out among; 0 for one.
     """
     missing = [path for path in paths if not (ROOT / path).exists()]
     if missing:
@@ -52,7 +53,7 @@ def run_tests(paths: Sequence[str], log: Path, deadline: Deadline) -> Outcome:
             "right ones with --tests, or leave them out with --skip tests.",
         )
     # What this machine's versions of other packages warn of is no fault of the kernels.
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-n", str(processes), "-q", "-p", "no:cacheprovider"]
     command += ["-o", "filterwarnings=default", *paths]
     with log.open("w") as file:
         try:
@@ -65,6 +66,11 @@ def run_tests(paths: Sequence[str], log: Path, deadline: Deadline) -> Outcome:
     lines = log.read_text().strip().splitlines()
     last = lines[-1].strip("= ") if lines else "nothing was printed"
     return Outcome(code == 0, f"{last} (exit code {code}, see {log})")
+
+
+def count_processes(device: str) -> int:
+    """Return how many processes take most of the tests' time, which is compilation, off them."""
+    return min(6, (os.cpu_count() or 1) // 2) if device == "cuda" else 0
 
 
 def environment() -> dict[str, str]:
