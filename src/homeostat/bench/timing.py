@@ -34,7 +34,7 @@ def interleave(
         order.shuffle(names)
         for name in names:
             samples[name].append(_time(candidates[name], repeats[name]))
-    return {name: _percentiles(values) for name, values in samples.items()}
+    return {name: summarize(values) for name, values in samples.items()}
 
 
 def _repeats(call: Callable[[], object]) -> int:
@@ -51,7 +51,8 @@ def _time(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _percentiles(values: list[float]) -> Timing:
+def summarize(values: list[float]) -> Timing:
+    """Return the percentiles of samples, which are in seconds."""
     # Of few samples no percentile may lie beyond them.
     cuts = statistics.quantiles(values, n=10, method="inclusive")
     return Timing(cuts[1] * 1e3, statistics.median(values) * 1e3, cuts[7] * 1e3)
