@@ -13,6 +13,7 @@ from homeostat.keras.backend import operations, replica_sum, value_of
 from homeostat.keras.step import train
 from homeostat.layout import Layout, compatible, show
 from homeostat.moments import Average
+from homeostat.ops.arguments import dtype_name
 from homeostat.spec import BatchNormSpec
 
 Tensor = Any
@@ -269,7 +270,10 @@ class BatchNormalization(keras.layers.Layer):
                 activation=self.spec.activation,
                 residual=residual,
             )
-        return keras.ops.cast(outputs, self.compute_dtype)
+        compute_dtype = self.compute_dtype
+        if dtype_name(outputs) == compute_dtype:
+            return outputs
+        return keras.ops.cast(outputs, compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make this layer again.
