@@ -11,7 +11,7 @@ if keras.backend.backend() != "torch":
     pytest.skip("only torch changes variables in place", allow_module_level=True)
 pytest.importorskip("numba", reason="the CPU kernels need numba")
 
-from tests.ops.adapters import kernels_for_all  # noqa: E402
+from tests.ops.adapters import kernels_for_all
 
 SHAPE = (6, 7, 9, 5)
 

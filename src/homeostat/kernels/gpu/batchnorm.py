@@ -76,7 +76,7 @@ def train(
     y, found = torch.empty_like(x), _channels(x, shape, 2, torch.float64)
     kept = _channels(x, shape, KEPT)
     way = plan(shape, x.dtype, "forward", x.device)
-    if not _is_resident(way):
+    if not _is_resident(way, x):
         _find_moments(x, shape, found, gamma, beta, kept, epsilon)
         _normalize(x, None, None, None, residual, y, kept, shape, epsilon, slope)
         return y, found, kept
@@ -118,6 +118,20 @@ def normalize(
     return y, kept
 
 
+def again(x: Tensor, kept: Tensor, shape: Shape, slope: float | None) -> Tensor:
+    """Return y of a forward pass without a residual, to the same bits.
+
+    Args:
+        x: as it was normalized.
+        kept: what the forward pass kept of the channels.
+        shape: how x is divided.
+        slope: as in the forward pass.
+    """
+    y = torch.empty_like(x)
+    _normalize(x, None, None, None, None, y, kept, _divided(shape), 0.0, slope)
+    return y
+
+
 def backward(
     x: Tensor,
     dy: Tensor,
@@ -152,7 +166,7 @@ def backward(
     way = plan(shape, x.dtype, "backward", x.device)
     results = _channels(x, shape, 2)
     count = shape.outer * shape.inner if count is None else count
-    if not _is_resident(way):
+    if not _is_resident(way, x):
         sums = _channels(x, shape, 2, torch.float64)
         _gradient_sums(x, dy, y, g, kept, shape, slope, sums, results)
         dx = _input_gradient(x, dy if g is None else g, kept, sums, count, shape, _left(slope, g))
@@ -298,9 +312,10 @@ def _divided(shape: Shape) -> Shape:
     return Shape(1, 1, outer * inner) if channels == 1 else Shape(outer, channels, inner)
 
 
-def _is_resident(way: Plan) -> bool:
-    # A traced launch cannot be cooperative.
-    return way.resident and not (is_traceable() and way.splits > 1)
+def _is_resident(way: Plan, x: Tensor) -> bool:
+    # A traced launch cannot be cooperative, and the interpreter runs one program after the other.
+    together = x.device.type == "cuda" and not is_traceable()
+    return way.resident and (way.splits == 1 or together)
 
 
 def _entering(x: Tensor, y: Tensor | None, slope: float | None) -> Tensor | None:

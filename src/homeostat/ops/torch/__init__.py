@@ -33,6 +33,7 @@ from homeostat.ops.torch.elements import (
     statistics,
     transformed,
 )
+from homeostat.ops.torch.launched import launched_moments, launched_normalize
 from homeostat.ops.torch.memory import Memory
 from homeostat.ops.torch.moving import Moving as Moving
 from homeostat.ops.torch.native import View, apply, ill_conditioned, native_moments
@@ -73,8 +74,10 @@ def moments(
     """
     layout = check(x, axis, weights=weights)
     x = x.detach()
+    memory = None if _exported() or transformed() else Memory.of(x, layout.channel_axes)
+    if weights is None and memory is not None and memory.prefers_gpu(x, "moments"):
+        return launched_moments(x, memory, all_reduce)
     if _alone(weights, all_reduce):
-        memory = Memory.of(x, layout.channel_axes)
         if memory is not None and memory.prefers_loops(x, "moments"):
             return loop_moments(x, memory)
         view = View.of(x, layout)
@@ -132,6 +135,8 @@ def normalize(
     alone = _alone()
     if alone and not _differentiates(x, mean, variance, gamma, beta, residual):
         memory = Memory.of(x, layout.channel_axes)
+        if memory is not None and memory.prefers_gpu(x, "infer", residual, call.slope):
+            return launched_normalize(x, mean, variance, gamma, beta, residual, memory, call)
         if memory is not None and memory.prefers_loops(x, "infer", residual, call.slope):
             return loop_normalize(x, mean, variance, gamma, beta, residual, memory, call)
     # The native kernel takes the moments for constants.

@@ -10,6 +10,8 @@ import torch
 from homeostat.moments import Moments
 from homeostat.ops.torch.compiled import on_loops
 from homeostat.ops.torch.elements import Call, Tensor, call_of, transformed
+from homeostat.ops.torch.launched import on_gpu
+from homeostat.ops.torch.memory import Memory
 from homeostat.ops.torch.moving import Moving
 from homeostat.ops.torch.native import Native, View
 from homeostat.ops.torch.plain import Plain, differentiable, plain_moments
@@ -84,6 +86,10 @@ def by_batch(
     """
     all_reduce, compiling = call.all_reduce, torch.compiler.is_compiling()
     functional = not compiling and transformed()
+    if weights is None and not functional and not torch.jit.is_tracing():
+        memory = Memory.of(x, call.layout.channel_axes) if compiling else call.memory
+        if memory is not None and memory.prefers_gpu(x, "train", residual, call.slope):
+            return on_gpu(x, gamma, beta, residual, batch, memory, call)
     # The compiler may take the formula apart too, and fuses it; over replicas it cannot.
     if functional or (compiling and all_reduce is None):
         y, found = differentiable(x, gamma, beta, residual, weights, call)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from homeostat.ops.torch.choice import prefers_loops
+from homeostat.ops.torch.choice import prefers_gpu, prefers_loops
 
 Tensor = torch.Tensor
 # Types of tensors that are no more than their memory.
@@ -52,7 +52,9 @@ class Memory:
         """
         if type(x) not in PLAIN or x.layout is not torch.strided:
             return None
-        return memory_of(x.shape, x.stride(), x.dtype, axes)
+        # The compiler looks through no cache.
+        look = _memory if torch.compiler.is_compiling() else memory_of
+        return look(x.shape, x.stride(), x.dtype, axes)
 
     def prefers_loops(
         self, x: Tensor, what: str, residual: Tensor | None = None, slope: float | None = None
@@ -72,8 +74,16 @@ class Memory:
             return False
         inner = self.shape[2]
         order = "last" if inner == 1 else "first"
-        purpose = what if residual is None and slope is None else f"{what}+"
+        purpose = _purpose(what, residual, slope)
         return prefers_loops(purpose, order, x.element_size(), x.numel(), inner)
+
+    def prefers_gpu(
+        self, x: Tensor, what: str, residual: Tensor | None = None, slope: float | None = None
+    ) -> bool:
+        """Return whether the kernels for GPUs can take a call, and should; see `prefers_loops`."""
+        if residual is not None and (residual.dtype, residual.device) != (x.dtype, x.device):
+            return False
+        return prefers_gpu(_purpose(what, residual, slope), x.device.type, x.numel())
 
     def batch(self, epsilon: float = 0.0, slope: float | None = None) -> Any:
         """Return the loops' `Batch` of a tensor that lies so."""
@@ -87,24 +97,26 @@ class Memory:
 
     def dense(self, t: Tensor) -> Tensor:
         """Return a tensor of this shape that lies in this order; a copy only if need be."""
-        if t.is_neg():
-            t = t.resolve_neg()
         lies = t.stride() == self.strides or _is_dense(t.shape, t.stride(), self.order)
-        if not lies or t.data_ptr() % t.element_size():
-            t = self.empty(t).copy_(t)
-        return t
+        # While tracing there is no memory yet.
+        if not torch.compiler.is_compiling():
+            t = t.resolve_neg() if t.is_neg() else t
+            lies = lies and not t.data_ptr() % t.element_size()
+        return t if lies else self.empty(t).copy_(t)
 
     def empty(self, x: Tensor) -> Tensor:
         """Return a new tensor like x, in this order."""
         if x.stride() == self.strides:
             return torch.empty_like(x)
-        return torch.empty_strided(x.shape, self.strides, dtype=x.dtype)
+        return torch.empty_strided(x.shape, self.strides, dtype=x.dtype, device=x.device)
 
 
-# Looking at shapes once is not only faster: between passes over large tensors nothing of the
-# interpreter is left in the cache, and each step of it takes many times as long as elsewhere.
-@functools.lru_cache(maxsize=4096)
-def memory_of(
+def _purpose(what: str, residual: Tensor | None, slope: float | None) -> str:
+    """Return what is asked for, as the tables of `choice` call it."""
+    return what if residual is None and slope is None else f"{what}+"
+
+
+def _memory(
     shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, axes: tuple[int, ...]
 ) -> Memory | None:
     """Return what `Memory.of` does, by how a tensor looks."""
@@ -119,8 +131,22 @@ def memory_of(
     channels = math.prod(each)
     count = math.prod(shape) // channels
     outer = count if order == last else math.prod(shape[: axes[0]])
-    lie = torch.empty_permuted(shape, order, device="meta").stride()
+    lie = _strides(shape, order)
     return Memory(order, (outer, channels, count // outer), lie, each, dtype)
+
+
+# Looking at shapes once is not only faster: between passes over large tensors nothing of the
+# interpreter is left in the cache, and each step of it takes many times as long as elsewhere.
+memory_of = functools.lru_cache(maxsize=4096)(_memory)
+
+
+def _strides(shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a dense tensor whose axes follow in an order."""
+    strides, step = [0] * len(shape), 1
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= shape[axis]
+    return tuple(strides)
 
 
 def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], order: tuple[int, ...]) -> bool:
