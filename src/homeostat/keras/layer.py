@@ -13,7 +13,6 @@ from homeostat.keras.backend import operations, replica_sum, value_of
 from homeostat.keras.step import train
 from homeostat.layout import Layout, compatible, show
 from homeostat.moments import Average
-from homeostat.ops.arguments import dtype_name
 from homeostat.spec import BatchNormSpec
 
 Tensor = Any
@@ -271,7 +270,7 @@ class BatchNormalization(keras.layers.Layer):
                 residual=residual,
             )
         compute_dtype = self.compute_dtype
-        if dtype_name(outputs) == compute_dtype:
+        if keras.backend.standardize_dtype(outputs.dtype) == compute_dtype:
             return outputs
         return keras.ops.cast(outputs, compute_dtype)
 
