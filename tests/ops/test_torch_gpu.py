@@ -21,8 +21,10 @@ from tests.kernels.gpu.devices import DEVICE, INTERPRETED, ON_GPU
 
 torch = pytest.importorskip("torch", reason="the GPU kernels need PyTorch")
 
-from homeostat.moments import Moments  # noqa: E402
+from homeostat.errors import NonFiniteBatchError  # noqa: E402
+from homeostat.moments import Moments, MovingStatistics, advance  # noqa: E402
 from homeostat.ops import torch as ops  # noqa: E402
+from homeostat.spec import BatchNormSpec  # noqa: E402
 from homeostat.torch import BatchNorm2d  # noqa: E402
 
 HERE = Path(__file__)
@@ -219,6 +221,70 @@ def test_a_module_trains_as_the_native_one_does() -> None:
         ours(x.detach().masked_fill(torch.arange(4, device=DEVICE).view(4, 1, 1) == 2, torch.nan))
     assert ours.skipped_updates.tolist() == [0, 0, 1, 0]
     assert torch.isfinite(ours.running_mean).all()
+
+
+def state(channels: int, dtype: Any) -> list[Any]:
+    """Return moving statistics, what was skipped, and the number of updates."""
+    mean, variance = torch.randn(channels), torch.rand(channels) + 0.5
+    made = [mean.to(dtype), variance.to(dtype), torch.arange(channels), torch.tensor(7)]
+    return [t.to(DEVICE) for t in made]
+
+
+@runs
+# The interpreter computes with NumPy, which warns of infinity less infinity.
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("sample", [False, True], ids=["population", "sample"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(4, 5, 3, 3), (40, 5, 15, 15)], ids=["one launch", "three"])
+@pytest.mark.parametrize("bad", [None, torch.nan, torch.inf], ids=str)
+def test_statistics_follow_in_passing(shape: Any, dtype: Any, sample: bool, bad: Any) -> None:
+    x = draw(*shape, last=True, dtype=dtype).detach()
+    if bad is not None:
+        x[1, 2, 0, 0] = bad
+    wide_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    mean, variance, skipped, updates = now = state(shape[1], wide_dtype)
+    before, versions = [t.clone() for t in now], [t._version for t in now]
+    moving = ops.Moving(mean, variance, updates, 0.75, sample, skipped)
+    _, batch = ops.normalize_and_move(x, None, None, moving, axis=1)
+    assert batch is None
+    assert all(t._version > version for t, version in zip(now, versions, strict=True))
+    spec = BatchNormSpec(momentum=0.75, stored_variance="sample" if sample else "population")
+    old = MovingStatistics(before[0], before[1], skipped=before[2])
+    new = advance(old, ops.moments(x, axis=1), spec, torch)
+    close = {"rtol": 1e-6 if wide_dtype == torch.float32 else 1e-14, "atol": 1e-7}
+    torch.testing.assert_close(mean, new.mean, **close)
+    torch.testing.assert_close(variance, new.variance, **close)
+    assert skipped.tolist() == new.skipped.tolist()
+    assert skipped.tolist() == [i + (bad is not None and i == 2) for i in range(5)]
+    assert updates == 8
+
+
+@runs
+def test_statistics_that_the_kernels_cannot_move_are_left_to_the_caller() -> None:
+    x = draw(4, 5, 3, 3)
+    for change in (
+        {"skipped": None},
+        {"updates": None},
+        {"mean": torch.zeros(5, dtype=torch.float64, device=DEVICE)},
+        {"variance": torch.ones(10, device=DEVICE)[::2]},
+        {"skipped": torch.zeros(5, dtype=torch.int32, device=DEVICE)},
+    ):
+        mean, variance, skipped, updates = state(5, torch.float32)
+        moving = ops.Moving(mean, variance, updates, 0.75, True, skipped)._replace(**change)
+        kept = [t.clone() for t in moving if isinstance(t, torch.Tensor)]
+        _, batch = ops.normalize_and_move(x, None, None, moving, axis=1)
+        assert batch is not None, change
+        torch.testing.assert_close([t for t in moving if isinstance(t, torch.Tensor)], kept)
+
+
+@runs
+def test_what_must_be_raised_is_looked_at() -> None:
+    module = BatchNorm2d(4, nonfinite="raise").to(DEVICE)
+    x = draw(40, 4, 15, 15, last=True).detach()
+    x[0, 1] = torch.nan
+    with pytest.raises(NonFiniteBatchError, match="channels 1:"):
+        module(x)
+    assert torch.isfinite(module.running_mean).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

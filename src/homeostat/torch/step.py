@@ -113,6 +113,8 @@ def _normalize_and_move(bn: Any, x: Tensor, residual: Tensor | None) -> tuple[Te
         buffers["num_batches_tracked"],
         spec.momentum,
         spec.stored_variance == "sample",
+        # Only what skips in silence need not be looked at.
+        buffers.get("skipped_updates") if spec.nonfinite == "skip" else None,
     )
     return normalize_and_move(
         x,

@@ -11,6 +11,7 @@ from homeostat.kernels.loading import check_triton
 check_triton()
 
 from homeostat.kernels.gpu.batchnorm import again  # noqa: E402
+from homeostat.kernels.gpu.moving import Moving  # noqa: E402
 from homeostat.kernels.gpu.operators import (  # noqa: E402
     backward,
     gradient_sums,
@@ -22,6 +23,7 @@ from homeostat.kernels.gpu.operators import (  # noqa: E402
 from homeostat.kernels.gpu.plans import Plan, Shape, plan, using  # noqa: E402
 
 __all__ = [
+    "Moving",
     "Plan",
     "Shape",
     "again",

@@ -15,6 +15,7 @@ import torch
 from homeostat.kernels.gpu import gradients, outputs, resident, statistics
 from homeostat.kernels.gpu.channels import KEPT
 from homeostat.kernels.gpu.launch import is_traceable, launch
+from homeostat.kernels.gpu.moving import Moving, arguments_of
 from homeostat.kernels.gpu.plans import (
     Plan,
     Shape,
@@ -42,7 +43,7 @@ def moments(x: Tensor, shape: Shape) -> Tensor:
     """
     shape = _divided(shape)
     found = _channels(x, shape, 2, torch.float64)
-    _find_moments(x, shape, found, None, None, None, 0.0)
+    _find_moments(x, shape, found, None, None, None, None, 0.0)
     return found
 
 
@@ -54,6 +55,7 @@ def train(
     shape: Shape,
     epsilon: float,
     slope: float | None,
+    moving: Moving | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize with the batch's own moments: y = activation(gamma * x_hat + beta + residual).
 
@@ -67,6 +69,7 @@ def train(
         shape: how x is divided.
         epsilon: added to the variance.
         slope: the activation's for negative values, or None for no activation.
+        moving: statistics that follow the batch's, in the same launches; or None.
 
     Returns:
         y, like x; mean and population variance, float64, (2, channels); what the backward needs of
@@ -77,13 +80,19 @@ def train(
     kept = _channels(x, shape, KEPT)
     way = plan(shape, x.dtype, "forward", x.device)
     if not _is_resident(way, x):
-        _find_moments(x, shape, found, gamma, beta, kept, epsilon)
+        _find_moments(x, shape, found, gamma, beta, kept, moving, epsilon)
         _normalize(x, None, None, None, residual, y, kept, shape, epsilon, slope)
         return y, found, kept
     partials, arrivals = _meeting(x, 3, way, shape)
     arguments = {"x": x, "residual": residual, "y": y, "gamma": gamma, "beta": beta}
     arguments |= {"moments": found, "kept": kept, "partials": partials, "arrivals": arrivals}
-    arguments |= {"EPSILON": epsilon, "SLOPE": slope, **_resident(way), **_sizes(shape, way)}
+    arguments |= {
+        "EPSILON": epsilon,
+        "SLOPE": slope,
+        **arguments_of(moving),
+        **_resident(way),
+        **_sizes(shape, way),
+    }
     launch(resident.normalize_resident, _programs(way, shape), way, arguments)
     return y, found, kept
 
@@ -233,16 +242,17 @@ def _find_moments(
     gamma: Tensor | None,
     beta: Tensor | None,
     kept: Tensor | None,
+    moving: Moving | None,
     epsilon: float,
 ) -> None:
-    """Write mean and variance, and with somewhere to keep them the coefficients."""
+    """Write mean and variance, and with somewhere to keep them the coefficients; move others."""
     way = plan(shape, x.dtype, "moments", x.device)
     partials = _channels(x, shape, 3 * way.splits, torch.float64)
     arguments = {"x": x, "partials": partials, **_splits(way, shape), **_sizes(shape, way)}
     launch(statistics.split_moments, _programs(way, shape), way, arguments)
     merging, blocks = _merging(way, shape)
     arguments = {"partials": partials, "moments": found, "gamma": gamma, "beta": beta}
-    arguments |= {"kept": kept, "EPSILON": epsilon, **merging}
+    arguments |= {"kept": kept, "EPSILON": epsilon, **arguments_of(moving), **merging}
     launch(statistics.merge_moments, blocks, way, arguments)
 
 
@@ -314,7 +324,7 @@ def _divided(shape: Shape) -> Shape:
 
 def _is_resident(way: Plan, x: Tensor) -> bool:
     # A traced launch cannot be cooperative, and the interpreter runs one program after the other.
-    together = x.device.type == "cuda" and not is_traceable()
+    together = x.device.type != "cpu" and not is_traceable()
     return way.resident and (way.splits == 1 or together)
 
 

@@ -30,7 +30,8 @@ def normalize_and_move(
 ) -> tuple[Tensor, Moments | None]:
     """Normalize as `normalize_batch` does, and move statistics where that is done in passing.
 
-    The compiled loops do, where the moments of all channels are finite.
+    The compiled loops do, where the moments of all channels are finite; the kernels for GPUs do
+    where they count what they skip.
 
     Args:
         x: see `normalize_batch`, like gamma, beta and all behind the star.
@@ -89,7 +90,7 @@ def by_batch(
     if weights is None and not functional and not torch.jit.is_tracing():
         memory = Memory.of(x, call.layout.channel_axes) if compiling else call.memory
         if memory is not None and memory.prefers_gpu(x, "train", residual, call.slope):
-            return on_gpu(x, gamma, beta, residual, batch, memory, call)
+            return on_gpu(x, gamma, beta, residual, batch, moving, memory, call)
     # The compiler may take the formula apart too, and fuses it; over replicas it cannot.
     if functional or (compiling and all_reduce is None):
         y, found = differentiable(x, gamma, beta, residual, weights, call)

@@ -21,6 +21,7 @@ from homeostat.ops.torch.elements import (
     statistics,
 )
 from homeostat.ops.torch.memory import Memory
+from homeostat.ops.torch.moving import Moving
 from homeostat.ops.torch.plain import differentiable_gradients, over_replicas
 
 
@@ -65,7 +66,8 @@ def launched_normalize(
     call: Call,
 ) -> Tensor:
     """Return y, with given moments and without gradients."""
-    return _normalized(x, torch.stack([mean, variance]), gamma, beta, residual, memory, call)[0]
+    given = torch.stack([mean, variance])
+    return _normalized(x, given, None, gamma, beta, residual, memory, call)[0]
 
 
 def on_gpu(
@@ -74,17 +76,26 @@ def on_gpu(
     beta: Tensor | None,
     residual: Tensor | None,
     batch: Moments | None,
+    moving: Moving | None,
     memory: Memory,
     call: Call,
-) -> tuple[Tensor, Moments]:
-    """Normalize with the batch's moments, given or computed."""
+) -> tuple[Tensor, Moments | None]:
+    """Normalize with the batch's moments, given or computed.
+
+    Returns:
+        y, and the moments; None in their place where the moving statistics followed them.
+    """
     known = batch
     if batch is None and call.all_reduce is not None:
         known = _found(x, memory, call.all_reduce)
-    given, count = None, call.layout.count
+    given, following, count = None, None, call.layout.count
     if known is not None:
         given, count = torch.stack([known.mean.detach(), known.variance.detach()]), known.count
-    y, found = Launched.apply(x, gamma, beta, residual, given, count, memory, call)
+    elif moving is not None:
+        following = moving.on_gpu(memory, x)
+    y, found = Launched.apply(x, gamma, beta, residual, given, following, count, memory, call)
+    if following is not None:
+        return y, None
     if batch is None:
         batch = _narrowed(_moments(found, memory) if known is None else known, x)
     return y, batch
@@ -101,12 +112,13 @@ class Launched(torch.autograd.Function):
         beta: Tensor | None,
         residual: Tensor | None,
         given: Tensor | None,
+        following: Any,
         count: int | Tensor,
         memory: Memory,
         call: Call,
     ) -> tuple[Tensor, Tensor]:
         """Return y, and mean and variance, those that are given or those of x."""
-        y, found, kept = _normalized(x, given, gamma, beta, residual, memory, call)
+        y, found, kept = _normalized(x, given, following, gamma, beta, residual, memory, call)
         both = call.slope is not None and residual is not None
         many = count if isinstance(count, Tensor) else None
         ctx.save_for_backward(x, gamma, kept, many, y if both else None)
@@ -120,7 +132,7 @@ class Launched(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Any, ...]:
         """Return the gradients by the equations of `normalize_batch`."""
         if dy is None:
-            return (None,) * 8
+            return (None,) * 9
         x, gamma, kept, many, y = ctx.saved_tensors
         call, memory = ctx.call, ctx.memory
         if torch.is_grad_enabled():
@@ -131,7 +143,7 @@ class Launched(torch.autograd.Function):
         else:
             count = ctx.count if many is None else many
             found, g = _gradients(x, dy, y, kept, count, memory, call)
-        return *as_asked(ctx, found, g, x.shape), None, None, None, None
+        return *as_asked(ctx, found, g, x.shape), None, None, None, None, None
 
 
 def _shape(memory: Memory) -> Any:
@@ -141,6 +153,7 @@ def _shape(memory: Memory) -> Any:
 def _normalized(
     x: Tensor,
     given: Tensor | None,
+    following: Any,
     gamma: Tensor | None,
     beta: Tensor | None,
     residual: Tensor | None,
@@ -156,7 +169,7 @@ def _normalized(
         _shape(memory), call.epsilon, call.slope,
     )  # fmt: skip
     if given is None:
-        return kernels.train(memory.dense(x), *others)
+        return kernels.train(memory.dense(x), *others, following)
     y, kept = kernels.normalize(memory.dense(x), given.view(2, -1), *others)
     return y, given, kept
 

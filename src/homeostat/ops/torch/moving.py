@@ -1,4 +1,4 @@
-"""Running statistics that a step on the compiled loops moves in passing."""
+"""Running statistics that a step on kernels of our own moves in passing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Moving(NamedTuple):
         momentum: weight of the old value.
         sample: whether of a batch of n elements the sample variance is taken, the population
             variance * n / (n - 1).
+        skipped: of the channel shape, integers that count what the channels' batches that are not
+            finite cost, or None.
     """
 
     mean: Tensor
@@ -28,6 +30,7 @@ class Moving(NamedTuple):
     updates: Tensor | None
     momentum: float
     sample: bool
+    skipped: Tensor | None = None
 
     def on_loops(self, memory: Memory) -> Any:
         """Return this as the loops take it, for a batch that lies so, or None where they cannot.
@@ -35,25 +38,48 @@ class Moving(NamedTuple):
         Autograd does not see what the loops write, so it is told here, before they do: a graph that
         kept the statistics must know that they are no longer what they were.
         """
-        mean, variance, updates, momentum, sample = self
-        dtype = torch.float64 if memory.dtype == torch.float64 else torch.float32
+        mean, variance, updates, momentum, sample, _ = self
         count = memory.shape[0] * memory.shape[2]
-        fit = _fits(mean, dtype, memory.channels) and _fits(variance, dtype, memory.channels)
-        fit = fit and (updates is None or _fits(updates, torch.int64, ()))
-        if not fit or count < 2:
+        if count < 2 or not self._fits(memory, torch.device("cpu")):
             return None
-        addresses = []
-        for statistic in (mean, variance, updates):
-            if statistic is not None:
-                torch.autograd.graph.increment_version(statistic)
-            addresses.append(0 if statistic is None else statistic.data_ptr())
+        _tell_of_change(mean, variance, updates)
+        addresses = (0 if t is None else t.data_ptr() for t in (mean, variance, updates))
         new = 1.0 - momentum
         weights = momentum, new, new * (count / (count - 1)) if sample else new
         return loops().Moving(*addresses, weights)
 
+    def on_gpu(self, memory: Memory, x: Tensor) -> Any:
+        """Return this as the kernels for GPUs take it, for a batch x, or None where they cannot.
 
-def _fits(t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+        They guard and count themselves what they move, and move nothing while something traces.
+        """
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+            return None
+        mean, variance, updates, momentum, sample, skipped = self
+        if updates is None or skipped is None or not self._fits(memory, x.device):
+            return None
+        if not _is_plain(skipped, torch.int64, memory.channels, x.device):
+            return None
+        from homeostat.kernels import gpu
+
+        _tell_of_change(mean, variance, updates, skipped)
+        return gpu.Moving(mean, variance, skipped, updates, momentum, sample)
+
+    def _fits(self, memory: Memory, device: torch.device) -> bool:
+        """Return whether statistics and count are what kernels can move for a batch."""
+        dtype = torch.float64 if memory.dtype == torch.float64 else torch.float32
+        both = all(_is_plain(t, dtype, memory.channels, device) for t in self[:2])
+        return both and (self.updates is None or _is_plain(self.updates, torch.int64, (), device))
+
+
+def _is_plain(t: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> bool:
     """Return whether a tensor is nothing but values, one after the other, that may change."""
-    if type(t) not in PLAIN or t.dtype != dtype or t.shape != shape:
+    if type(t) not in PLAIN or t.dtype != dtype or t.shape != shape or t.device != device:
         return False
-    return t.is_cpu and t.is_contiguous() and not (t.requires_grad or t.is_inference())
+    return t.is_contiguous() and not (t.requires_grad or t.is_inference())
+
+
+def _tell_of_change(*tensors: Tensor | None) -> None:
+    for t in tensors:
+        if t is not None:
+            torch.autograd.graph.increment_version(t)
