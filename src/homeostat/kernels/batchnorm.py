@@ -32,7 +32,6 @@ _MOVING = (*_FINDING, "coefficients", "move", "apply")
 _AGAIN = ("lay", "apply")
 _BACKWARD = ("lay", "sums", "merge_sums", "gradient")
 
-
 # What comes before the channels' values in what is kept: epsilon, the slope, and from _WEIGHTS on
 # those of statistics that move.
 _WEIGHTS, _HEAD = 2, 5
@@ -253,10 +252,11 @@ class Plan:
 
     def steps(self, names: tuple[str, ...]) -> Steps:
         """Return steps by their names."""
-        if names not in self._steps:
+        steps = self._steps.get(names)
+        if steps is None:
             each = [self._step(name) for name in names]
-            self._steps[names] = Steps(each, self.lent, fields.LENT)
-        return self._steps[names]
+            steps = self._steps[names] = Steps(each, self.lent, fields.LENT)
+        return steps
 
     def _step(self, name: str) -> tuple[int, int]:
         order = "rows" if self.shape.inner == 1 else "planes"
