@@ -70,6 +70,8 @@ def _options() -> argparse.Namespace:
     if options.device == "cpu":
         # The kernels' interpreter, chosen before Triton is loaded.
         os.environ["TRITON_INTERPRET"] = "1"
+    else:
+        os.environ["HOMEOSTAT_GPU_KERNELS"] = "1"
     from benchmarks.gpu.columns import ALL_COLUMNS, COLUMNS
 
     options.columns = tuple(options.columns or COLUMNS)

@@ -70,9 +70,13 @@ def address(array: np.ndarray | None) -> int:
     return 0 if array is None else array.ctypes.data
 
 
+def plan_of(x: np.ndarray, shape: tuple[int, ...]) -> Any:
+    return batchnorm.plan_of(x.dtype.name, batchnorm.Shape(*shape))
+
+
 def moments(x: np.ndarray, shape: tuple[int, ...], threads: int) -> list[np.ndarray]:
-    batch = batchnorm.Batch(x.dtype.name, batchnorm.Shape(*shape))
-    batch.find_moments(address(x), 0, threads)
+    batch = batchnorm.Batch(plan_of(x, shape))
+    batch.find_moments(address(x), 0, 0, threads)
     return list(batch.moments)
 
 
@@ -80,17 +84,18 @@ def step(
     shape: tuple[int, ...], x: Any, dy: Any, residual: Any, gamma: Any, beta: Any,
     slope: float | None, threads: int,
 ) -> Outcome:  # fmt: skip
-    batch = batchnorm.Batch(x.dtype.name, batchnorm.Shape(*shape), 1e-3, slope)
+    batch = batchnorm.Batch(plan_of(x, shape), 1e-3, slope)
     kind = batchnorm.statistics_dtype(x.dtype.name)
     gamma, beta = (None if t is None else t.astype(kind) for t in (gamma, beta))
     results, sums = np.full((2, 2, shape[1]), np.nan, kind)
     y, dx = poisoned(x), poisoned(x)
-    held = (x, residual, y, gamma, beta, results)
-    batch.normalize(*map(address, held), threads)
+    mean, variance = map(address, results)
+    held = (x, residual, y, gamma, beta)
+    batch.train(*map(address, held), threads, mean=mean, variance=variance)
     np.testing.assert_array_equal(results, batch.moments.astype(kind))
     both = residual is not None and slope is not None
     g = poisoned(x) if both else None
-    batch.gradients(*map(address, (x, dy, y if both else None, dx, g, sums)), threads)
+    batch.gradients(*map(address, (x, dy, y if both else None, dx, g, *sums)), threads)
     return Outcome(y, dx, g, *sums, *batch.moments)
 
 
@@ -138,22 +143,20 @@ def test_writing_past_the_cache_writes_the_same(
     every = [step(shape, x, dy, r, None, None, 0.0, 2) for r in (None, residual)]
     for least in (1, 2**62):
         monkeypatch.setattr(batchnorm, "LEAST_PAST", least)
-        batchnorm._plan.cache_clear()
-        assert batchnorm._plan(x.dtype.name, batchnorm.Shape(*shape)).leaves_the_cache == (
-            least == 1
-        )
+        batchnorm.plan_of.cache_clear()
+        assert plan_of(x, shape).leaves_the_cache == (least == 1)
         for expected, r in zip(every, (None, residual), strict=True):
             found = step(shape, x, dy, r, None, None, 0.0, 2)
             for one, other in zip(expected, found, strict=True):
                 assert one is other or one.tobytes() == other.tobytes()
-    batchnorm._plan.cache_clear()
+    batchnorm.plan_of.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pieces_of_long_lines_start_on_lines_of_the_cache(dtype: str) -> None:
     shape = (1, 4, 1_200_032)
     x, dy, _ = draw(shape, dtype)
-    assert batchnorm._plan(x.dtype.name, batchnorm.Shape(*shape)).leaves_the_cache
+    assert plan_of(x, shape).leaves_the_cache
     found = step(shape, x, dy, None, None, None, None, 2)
     assert not np.isnan(from_bits(found.dx, dtype)).any()
     wide = from_bits(x, dtype).reshape(shape)
@@ -220,6 +223,95 @@ def test_a_slope_of_0_stops_an_infinite_gradient_and_minus_0() -> None:
     found = step((4, 1, 1), x, dy, None, None, None, 0.0, 1)
     assert np.isfinite(found.dx).all()
     assert not np.signbit(found.y).any()
+
+
+# Statistics that move.
+
+MOMENTUM = 0.9
+
+
+class Statistics(NamedTuple):
+    mean: np.ndarray
+    variance: np.ndarray
+    updates: np.ndarray
+
+
+def moving(x: np.ndarray, shape: tuple[int, ...]) -> Statistics:
+    start = np.random.default_rng(2).normal(1.0, 0.1, (2, shape[1]))
+    return Statistics(*start.astype(batchnorm.statistics_dtype(x.dtype.name)), np.array([7]))
+
+
+def train(
+    x: np.ndarray, shape: tuple[int, ...], statistics: Statistics, threads: int = 1
+) -> tuple[Any, np.ndarray]:
+    """Return the batch and y after a step that lets statistics follow."""
+    batch, y = batchnorm.Batch(plan_of(x, shape), 1e-3), poisoned(x)
+    weights = MOMENTUM, 1 - MOMENTUM, 2 * (1 - MOMENTUM)
+    following = batchnorm.Moving(*map(address, statistics), weights)
+    batch.train(address(x), 0, address(y), 0, 0, threads, moving=following)
+    return batch, y
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_statistics_follow_the_batch(shape: Any, dtype: str) -> None:
+    x, _, _ = draw(shape, dtype)
+    statistics, start = moving(x, shape), moving(x, shape)
+    batch, y = train(x, shape, statistics)
+    assert batch.moved
+    expected = step(shape, x, x, None, None, None, None, 1)
+    assert y.tobytes() == expected.y.tobytes()
+    mean, variance = batch.moments
+    found = np.float64([expected.mean, expected.variance])
+    np.testing.assert_array_equal([mean, variance], found)
+    tolerance = 1e-15 if dtype == "float64" else 1e-7
+    close(statistics.mean, MOMENTUM * start.mean + (1 - MOMENTUM) * mean, tolerance)
+    close(statistics.variance, MOMENTUM * start.variance + 2 * (1 - MOMENTUM) * variance, tolerance)
+    assert statistics.updates.tolist() == [8]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("shape", [(3000, 3, 1), (5, 3, 700)], ids=str)
+def test_statistics_stay_where_a_moment_is_not_finite(shape: Any, bad: float) -> None:
+    """Also where only rounding to float32 makes it infinite, as 3e38 squared does."""
+    x, _, _ = draw(shape, "float32")
+    x.reshape(shape)[-1, 2, -1] = bad
+    statistics, start = moving(x, shape), moving(x, shape)
+    batch, y = train(x, shape, statistics)
+    assert not batch.moved
+    for found, expected in zip(statistics, start, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert y.tobytes() == step(shape, x, x, None, None, None, None, 1).y.tobytes()
+    np.testing.assert_array_equal(batch.moments, moments(x, shape, 1))
+
+
+@pytest.mark.parametrize("shape", [(100_003, 24, 1), (64, 40, 784)])
+def test_any_number_of_threads_moves_statistics_alike(shape: Any) -> None:
+    x, _, _ = draw(shape, "float32")
+    seen = []
+    for threads in (1, 2, 3, 1):
+        statistics = moving(x, shape)
+        train(x, shape, statistics, threads)
+        seen.append([part.tobytes() for part in statistics])
+    assert seen == seen[:1] * 4
+
+
+def test_each_result_is_written_where_it_is_asked_for() -> None:
+    shape = (33, 7, 1)
+    x, dy, _ = draw(shape, "float32")
+    whole = step(shape, x, dy, None, None, None, None, 1)
+    for asked in ((True, False), (False, True)):
+        batch, y, dx = batchnorm.Batch(plan_of(x, shape), 1e-3), poisoned(x), poisoned(x)
+        results, sums = np.full((2, 2, shape[1]), np.nan, np.float32)
+        mean, variance = (address(r) if ask else 0 for r, ask in zip(results, asked, strict=True))
+        batch.train(*map(address, (x, None, y, None, None)), 1, mean=mean, variance=variance)
+        wanted = [s if ask else None for s, ask in zip(sums, asked, strict=True)]
+        batch.gradients(*map(address, (x, dy, None, dx, None, *wanted)), 1)
+        for found, expected in ((results, batch.moments), (sums, (whole.dgamma, whole.dbeta))):
+            for part, right, ask in zip(found, expected, asked, strict=True):
+                right = right.astype(np.float32) if ask else np.full(shape[1], np.nan, np.float32)
+                np.testing.assert_array_equal(part, right)
 
 
 # Threads.

@@ -256,12 +256,15 @@ def check(shape, slope, residual):
     options["activation"] = None if slope is None else "relu"
     both = residual and slope is not None
     y, dx, g = np.full((3, *shape), np.nan, np.float32)
-    results, sums = np.full((2, 2, shape[1]), np.nan, np.float32)
-    batch = batchnorm.Batch("float32", batchnorm.Shape(*shape), 1e-3, slope)
+    sums = np.full((2, shape[1]), np.nan, np.float32)
+    statistics, updates = np.ones((2, shape[1]), np.float32), np.array([0])
+    batch = batchnorm.Batch(batchnorm.plan_of("float32", batchnorm.Shape(*shape)), 1e-3, slope)
     address = lambda array, there=True: array.ctypes.data if there else 0
-    batch.normalize(address(x), address(r, residual), address(y), 0, 0, address(results), 2)
+    moving = batchnorm.Moving(*map(address, (*statistics, updates)), (0.5, 0.5, 0.5))
+    batch.train(address(x), address(r, residual), address(y), 0, 0, 2, moving=moving)
     batch.gradients(
-        address(x), address(dy), address(y, both), address(dx), address(g, both), address(sums), 2
+        address(x), address(dy), address(y, both), address(dx), address(g, both),
+        *map(address, sums), 2,
     )
     exact = reference.backward(dy, x, **options)
     close = {"rtol": 1e-4, "atol": 1e-4}
@@ -269,6 +272,8 @@ def check(shape, slope, residual):
     np.testing.assert_allclose(y, expected, **close)
     np.testing.assert_allclose(dx, exact.x, **close)
     np.testing.assert_allclose(sums[1], exact.beta, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(statistics[0], 0.5 + 0.5 * x.mean((0, 2)), **close)
+    assert updates[0] == 1
     if both:
         np.testing.assert_allclose(g, exact.residual, **close)
 

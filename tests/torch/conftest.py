@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+
+from tests.ops.adapters import kernels_for_all
 
 torch = pytest.importorskip("torch")
 
@@ -16,12 +21,15 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-@pytest.fixture(params=["small", "large"])
-def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether small inputs take their own, short way, or that of large ones."""
-    if request.param == "large":
+@pytest.fixture(params=["small", "large", "loops"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Whether small inputs take their own, short way, or that of large ones, or of the loops."""
+    if request.param != "small":
         monkeypatch.setattr("homeostat.torch.small.has_few_elements", lambda x: False)
-    return request.param
+    if request.param == "loops":
+        pytest.importorskip("numba", reason="the CPU kernels need numba")
+    with kernels_for_all() if request.param == "loops" else contextlib.nullcontext():
+        yield request.param
 
 
 def named(value: object) -> str:

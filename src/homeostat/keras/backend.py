@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from homeostat.errors import NonFiniteBatchError, SpecError, UnsupportedError
 
@@ -42,6 +43,14 @@ def namespace() -> Any:
     if name == "tensorflow":
         return keras.ops
     return importlib.import_module({"jax": "jax.numpy", "torch": "torch"}[name])
+
+
+def changes_in_place() -> bool:
+    """Return whether to assign to a variable is to change its value's memory, and nothing more.
+
+    So it is with torch, but where a scope, as that of `stateless_call`, collects what is assigned.
+    """
+    return keras.backend.backend() == "torch" and not in_stateless_scope()
 
 
 def replica_sum() -> Callable[[Any], Any] | None:

@@ -269,7 +269,10 @@ class BatchNormalization(keras.layers.Layer):
                 activation=self.spec.activation,
                 residual=residual,
             )
-        return keras.ops.cast(outputs, self.compute_dtype)
+        dtype = self.compute_dtype
+        # An operation of Keras's costs its Python, also where there is nothing to do.
+        cast = keras.backend.standardize_dtype(outputs.dtype) != dtype
+        return keras.ops.cast(outputs, dtype) if cast else outputs
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make this layer again.

@@ -8,9 +8,17 @@ from typing import Any
 import keras
 
 from homeostat.errors import OneElementWarning, UnsupportedError
-from homeostat.keras.backend import fail_if, namespace, operations, replica_sum, value_of
+from homeostat.keras.backend import (
+    changes_in_place,
+    fail_if,
+    namespace,
+    operations,
+    replica_sum,
+    value_of,
+)
 from homeostat.layout import Layout, show
 from homeostat.moments import (
+    Average,
     Moments,
     MovingStatistics,
     RenormCorrection,
@@ -42,10 +50,44 @@ def train(layer: Any, x: Tensor, mask: Tensor | None, residual: Tensor | None) -
     else:
         gamma, beta = value_of(layer.gamma), value_of(layer.beta)
         activation = layer.spec.activation
-        y, batch = _normalize(layer, x, layout, gamma, beta, activation, mask, residual)
-    if not layer.frozen_statistics:
+        if mask is None and changes_in_place() and _is_plain(layer):
+            y, batch = _normalize_and_move(layer, x, layout, gamma, beta, residual)
+        else:
+            y, batch = _normalize(layer, x, layout, gamma, beta, activation, mask, residual)
+    if not layer.frozen_statistics and batch is not None:
         _move_statistics(layer, batch)
     return y
+
+
+def _is_plain(layer: Any) -> bool:
+    """Return whether the moving statistics are exponential averages that follow every batch."""
+    spec = layer.spec
+    special = layer.frozen_statistics or spec.renorm or spec.synchronized
+    return not special and not Average.of(spec).counts
+
+
+def _normalize_and_move(
+    layer: Any,
+    x: Tensor,
+    layout: Layout,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[Tensor, Moments | None]:
+    """Normalize with the batch's statistics; they are None where the moving ones followed."""
+    ops, spec = operations(), layer.spec
+    mean, variance = value_of(layer.moving_mean), value_of(layer.moving_variance)
+    moving = ops.Moving(mean, variance, None, spec.momentum, spec.stored_variance == "sample")
+    return ops.normalize_and_move(
+        x,
+        gamma,
+        beta,
+        moving,
+        axis=layout.channel_axes,
+        epsilon=spec.epsilon,
+        activation=spec.activation,
+        residual=residual,
+    )
 
 
 def _normalize(

@@ -8,6 +8,7 @@ Results are the same, bit by bit, on any number of threads.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from typing import Any, NamedTuple
 
@@ -24,8 +25,16 @@ Array = Any
 # something else would have taken its place.
 LEAST_PAST = 2**23
 
-_GIVEN = ("coefficients", "apply")
-_TRAINING = ("moments", "merge_moments", *_GIVEN)
+_FINDING = ("lay", "moments", "merge_moments")
+_GIVEN = ("lay", "coefficients", "apply")
+_TRAINING = (*_FINDING, "coefficients", "apply")
+_MOVING = (*_FINDING, "coefficients", "move", "apply")
+_AGAIN = ("lay", "apply")
+_BACKWARD = ("lay", "sums", "merge_sums", "gradient")
+
+# What comes before the channels' values in what is kept: epsilon, the slope, and from _WEIGHTS on
+# those of statistics that move.
+_WEIGHTS, _HEAD = 2, 5
 
 
 class Shape(NamedTuple):
@@ -51,41 +60,48 @@ def statistics_dtype(dtype: str) -> Any:
     return np.float64 if dtype == "float64" else np.float32
 
 
+class Moving(NamedTuple):
+    """Statistics that follow those of batches: old * weight + the batch's * its weight.
+
+    Args:
+        mean: address, of the statistics' dtype, (channels,).
+        variance: like mean.
+        updates: address of an int64, to which 1 is added, or 0.
+        weights: of what they were, of the batch's mean, and of its population variance.
+    """
+
+    mean: int
+    variance: int
+    updates: int
+    weights: tuple[float, float, float]
+
+
 class Batch:
     """A tensor's buffer and what a forward pass leaves of its channels for the backward.
 
     Args:
-        dtype: of the elements.
-        shape: how the buffers are divided.
+        plan: what `plan_of` returns.
         epsilon: added to the variance.
         slope: the activation's for negative values, or None for no activation.
+
+    Attributes:
+        moved: whether the last `train` moved statistics.
     """
 
-    def __init__(
-        self, dtype: str, shape: Shape, epsilon: float = 0.0, slope: float | None = None
-    ) -> None:
-        self._plan, self._linear, channels = _plan(dtype, shape), slope is None, shape.channels
-        # Epsilon, the slope, where 1 is no activation, and of each channel mean, variance, inverse
-        # and offset; pivot, scale and shift, which may be shorter.
-        self._kept = np.empty(2 + 7 * channels)
-        self._kept[0], self._kept[1] = epsilon, 1.0 if slope is None else slope
-        self._record = record = self._plan.record()
-        address, step = self._kept.ctypes.data, 8 * channels
-        record[fields.EPSILON], record[fields.SLOPE] = address, address + 8
-        record[fields.MEAN], record[fields.VARIANCE] = address + 16, address + 16 + step
-        record[fields.INVERSE] = address + 16 + 2 * step
-        record[fields.OFFSET] = address + 16 + 3 * step
-        address, step = address + 16 + 4 * step, self._plan.step
-        record[fields.PIVOT], record[fields.SCALE] = address, address + step
-        record[fields.SHIFT] = address + 2 * step
+    def __init__(self, plan: Plan, epsilon: float = 0.0, slope: float | None = None) -> None:
+        self._plan, self._linear = plan, slope is None
+        self._kept = kept = plan.kept()
+        # Without an activation the slope is 1.
+        kept[0], kept[1] = epsilon, 1.0 if slope is None else slope
+        self.moved = False
 
     @property
     def moments(self) -> Array:
         """Mean and variance, float64, (2, channels): to be given, or found."""
-        channels = self._record[fields.CHANNELS]
-        return self._kept[2 : 2 + 2 * channels].reshape(2, channels)
+        channels = self._plan.shape.channels
+        return np.frombuffer(self._kept)[_HEAD : _HEAD + 2 * channels].reshape(2, channels)
 
-    def find_moments(self, x: int, results: int, threads: int) -> None:
+    def find_moments(self, x: int, mean: int, variance: int, threads: int) -> None:
         """Compute each channel's mean and population variance.
 
         Each block is centred on a mean of its own and blocks are merged in float64 (Chan, Golub &
@@ -93,17 +109,17 @@ class Batch:
 
         Args:
             x: of the shape's size.
-            results: of the statistics' dtype, (2, channels), written, or 0.
+            mean: of the statistics' dtype, (channels,), written, or 0.
+            variance: like mean.
             threads: how many may run.
         """
-        record = self._copy()
+        record = self._plan.record()
         record[fields.X] = x
-        self._run(("moments", "merge_moments"), record, results, threads)
+        record[fields.RESULTS], record[fields.MORE_RESULTS] = mean, variance
+        self._run(_FINDING, record, threads)
 
-    def normalize(
-        self, x: int, residual: int, y: int, gamma: int, beta: int, results: int, threads: int
-    ) -> None:
-        """Compute y = activation((x - mean) * scale + shift + residual).
+    def normalize(self, x: int, residual: int, y: int, gamma: int, beta: int, threads: int) -> None:
+        """Compute y = activation((x - mean) * scale + shift + residual) by `moments`, as filled.
 
         Args:
             x: of the shape's size.
@@ -111,23 +127,53 @@ class Batch:
             y: like x, written.
             gamma: of the statistics' dtype, (channels,), or 0 for 1.
             beta: like gamma, or 0 for 0.
-            results: where to write mean and variance, as in `find_moments`, or 0 where `moments`
-                has been filled.
             threads: how many may run.
         """
-        record = self._copy()
-        record[fields.X], record[fields.RESIDUAL], record[fields.OUT] = x, residual, y
-        record[fields.GAMMA], record[fields.BETA] = gamma, beta
-        self._run(_TRAINING if results else _GIVEN, record, results, threads)
+        self._run(_GIVEN, self._forward(x, residual, y, gamma, beta), threads)
+
+    def train(
+        self,
+        x: int,
+        residual: int,
+        y: int,
+        gamma: int,
+        beta: int,
+        threads: int,
+        *,
+        mean: int = 0,
+        variance: int = 0,
+        moving: Moving | None = None,
+    ) -> None:
+        """Find the moments, normalize by them, and let statistics follow them.
+
+        Args:
+            x: see `normalize`, like all up to the star.
+            residual: see there.
+            y: see there.
+            gamma: see there.
+            beta: see there.
+            threads: see there.
+            mean: see `find_moments`.
+            variance: see there.
+            moving: what follows where all channels' moments are finite, as `moved` tells; or None.
+        """
+        record = self._forward(x, residual, y, gamma, beta)
+        record[fields.RESULTS], record[fields.MORE_RESULTS] = mean, variance
+        if moving is None:
+            self._run(_TRAINING, record, threads)
+            return
+        mean, variance, updates, weights = moving
+        record[fields.MOVING_MEAN], record[fields.MOVING_VARIANCE] = mean, variance
+        record[fields.UPDATES], self._kept[_WEIGHTS:_HEAD] = updates, weights
+        self._run(_MOVING, record, threads)
+        self.moved = record[fields.MOVED] != 0
 
     def apply(self, x: int, y: int, threads: int) -> None:
         """Compute y again as `normalize` did, without a residual."""
-        record = self._copy()
-        record[fields.X], record[fields.OUT] = x, y
-        self._run(("apply",), record, 0, threads)
+        self._run(_AGAIN, self._forward(x, 0, y, 0, 0), threads)
 
     def gradients(
-        self, x: int, dy: int, y: int, dx: int, g: int, results: int, threads: int
+        self, x: int, dy: int, y: int, dx: int, g: int, dgamma: int, dbeta: int, threads: int
     ) -> None:
         """Compute the gradients, through the batch's mean and variance.
 
@@ -143,35 +189,33 @@ class Batch:
                 to the last bit as the forward pass computed it.
             dx: like x, written.
             g: like x, written where there is a y; 0 without one.
-            results: of the statistics' dtype, (2, channels), dgamma and dbeta, written.
+            dgamma: of the statistics' dtype, (channels,), written, or 0.
+            dbeta: like dgamma.
             threads: how many may run.
         """
-        channels, record = self._plan.shape.channels, self._copy()
+        record = self._plan.record()
         record[fields.X], record[fields.DY], record[fields.OUT] = x, dy, dx
         # Without an activation no sign matters: any of the arrays will do for it.
         record[fields.Y], record[fields.G] = dy if self._linear else y, g
-        sums = np.empty(4 * channels)
-        address = sums.ctypes.data
-        record[fields.SUM_G], record[fields.SUM_CENTRED] = address, address + 8 * channels
-        address += 16 * channels
-        record[fields.BY_X], record[fields.CONSTANT] = address, address + self._plan.step
-        self._run(("sums", "merge_sums", "gradient"), record, results, threads)
+        record[fields.RESULTS], record[fields.MORE_RESULTS] = dgamma, dbeta
+        self._run(_BACKWARD, record, threads)
 
-    def _copy(self) -> Any:
-        return type(self._record).from_buffer_copy(self._record)
+    def _forward(self, x: int, residual: int, y: int, gamma: int, beta: int) -> Any:
+        record = self._plan.record()
+        record[fields.X], record[fields.RESIDUAL], record[fields.OUT] = x, residual, y
+        record[fields.GAMMA], record[fields.BETA] = gamma, beta
+        return record
 
-    def _run(self, names: tuple[str, ...], record: Any, results: int, threads: int) -> None:
+    def _run(self, names: tuple[str, ...], record: Any, threads: int) -> None:
         """Run steps by their names, of the buffers in a record."""
         plan = self._plan
-        room = np.empty(plan.room)
-        record[fields.ROOM] = room.ctypes.data
-        record[fields.RESULTS], record[fields.MORE_RESULTS] = results, results + plan.step
+        record[fields.KEPT] = ctypes.addressof(self._kept)
         on_lines = (record[fields.OUT] | record[fields.G]) % 64 == 0
         record[fields.PAST] = plan.leaves_the_cache and on_lines
         run(plan.steps(names), record, threads)
 
 
-class _Plan:
+class Plan:
     """What all batches of a dtype and a shape share.
 
     Args:
@@ -181,23 +225,38 @@ class _Plan:
 
     def __init__(self, dtype: str, shape: Shape) -> None:
         self.dtype, self.shape = dtype, shape
-        self.parts, self.room = parts_and_room(shape)
-        # The bytes of all channels' values.
-        self.step = shape.channels * np.dtype(statistics_dtype(dtype)).itemsize
+        self.parts, room = parts_and_room(shape)
+        # The bytes of all channels' values, and of their float64.
+        step, wide = shape.channels * np.dtype(statistics_dtype(dtype)).itemsize, 8 * shape.channels
+        self.kept = ctypes.c_double * (_HEAD + 7 * shape.channels)
+        self.lent = room + 4 * shape.channels
+        self._blank = blank = fields.Record(*shape)
+        blank[fields.SLOPE], blank[fields.WEIGHTS], at = 8, 8 * _WEIGHTS, 8 * _HEAD
+        for field in (fields.MEAN, fields.VARIANCE, fields.INVERSE, fields.OFFSET):
+            blank[field], at = at, at + wide
+        for field in (fields.PIVOT, fields.SCALE, fields.SHIFT):
+            blank[field], at = at, at + step
+        at = 8 * room
+        for field in (fields.SUM_G, fields.SUM_CENTRED):
+            blank[field], at = at, at + wide
+        for field in (fields.BY_X, fields.CONSTANT):
+            blank[field], at = at, at + step
         size, line = np.dtype(dtype).itemsize, shape.inner if shape.inner > 1 else shape.channels
         elements = shape.outer * shape.channels * shape.inner
         self.leaves_the_cache = elements * size >= LEAST_PAST and line * size % 64 == 0
         self._steps: dict[tuple[str, ...], Steps] = {}
 
     def record(self) -> Any:
-        """Return a record that has the sizes."""
-        return fields.Record(*self.shape)
+        """Return a record that has the sizes, and the offsets of what lies in its memory."""
+        return fields.Record.from_buffer_copy(self._blank)
 
     def steps(self, names: tuple[str, ...]) -> Steps:
         """Return steps by their names."""
-        if names not in self._steps:
-            self._steps[names] = Steps([self._step(name) for name in names])
-        return self._steps[names]
+        steps = self._steps.get(names)
+        if steps is None:
+            each = [self._step(name) for name in names]
+            steps = self._steps[names] = Steps(each, self.lent, fields.LENT)
+        return steps
 
     def _step(self, name: str) -> tuple[int, int]:
         order = "rows" if self.shape.inner == 1 else "planes"
@@ -206,4 +265,4 @@ class _Plan:
         return function.address, self.parts if loop else 1
 
 
-_plan = functools.lru_cache(maxsize=1024)(_Plan)
+plan_of = functools.lru_cache(maxsize=1024)(Plan)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from homeostat.kernels import planes, strips, sums
-from homeostat.kernels.addresses import float64s
+from homeostat.kernels.addresses import float64s, words
 from homeostat.kernels.compiled import compiled
+from homeostat.kernels.elements import multiply_add, rounded
 from homeostat.kernels.record import (
     BETA,
     BY_X,
@@ -17,8 +18,13 @@ from homeostat.kernels.record import (
     GAMMA,
     INNER,
     INVERSE,
+    KEPT,
+    LENT,
     MEAN,
     MORE_RESULTS,
+    MOVED,
+    MOVING_MEAN,
+    MOVING_VARIANCE,
     OFFSET,
     OUTER,
     PIVOT,
@@ -28,11 +34,24 @@ from homeostat.kernels.record import (
     SHIFT,
     SUM_CENTRED,
     SUM_G,
+    UPDATES,
     VARIANCE,
+    WEIGHTS,
+    WORDS,
     channel_doubles,
     channel_values,
     fields_of,
 )
+
+
+def lay(record, part):
+    """Turn the record's offsets into addresses."""
+    f = fields_of(record)
+    for field in range(EPSILON, ROOM):
+        f[field] += f[KEPT]
+    for field in range(ROOM, WORDS):
+        f[field] += f[LENT]
+    return 0
 
 
 @compiled
@@ -53,11 +72,10 @@ def _merge(record, one, other):
 @compiled
 def _results(record, one, other):
     f = fields_of(record)
-    if f[RESULTS] == 0:
-        return
     first, second = channel_values(record, RESULTS), channel_values(record, MORE_RESULTS)
-    for c in range(one.size):
+    for c in range(one.size if f[RESULTS] != 0 else 0):
         first[c] = one[c]
+    for c in range(other.size if f[MORE_RESULTS] != 0 else 0):
         second[c] = other[c]
 
 
@@ -92,6 +110,39 @@ def coefficients(record, part):
         offset[c] = mean[c] - pivot[c]
         scale[c] = gamma * inverse[c]
         shift[c] = beta - offset[c] * (gamma * inverse[c])
+    return 0
+
+
+@compiled
+def _all_finite(mean, variance, values):
+    """Return whether all of them are finite, rounded to the dtype of an array of values."""
+    for c in range(mean.size):
+        one, other = rounded(mean[c], values), rounded(variance[c], values)
+        if not (math.isfinite(one) and math.isfinite(other)):
+            return False
+    return True
+
+
+def move(record, part):
+    """Move statistics towards mean and variance, and count that, where all of those are finite.
+
+    The batch's are rounded to the statistics' dtype first, as they are in the results.
+    """
+    f = fields_of(record)
+    mean, variance = channel_doubles(record, MEAN), channel_doubles(record, VARIANCE)
+    means, variances = channel_values(record, MOVING_MEAN), channel_values(record, MOVING_VARIANCE)
+    if not _all_finite(mean, variance, means):
+        return 0
+    weights = float64s(f[WEIGHTS], 3)
+    old, new = rounded(weights[0], means), rounded(weights[1], means)
+    new_variance = rounded(weights[2], means)
+    for c in range(mean.size):
+        means[c] = multiply_add(rounded(mean[c], means), new, means[c] * old)
+    for c in range(mean.size):
+        variances[c] = multiply_add(rounded(variance[c], means), new_variance, variances[c] * old)
+    if f[UPDATES] != 0:
+        words(f[UPDATES], 1)[0] += 1
+    f[MOVED] = 1
     return 0
 
 

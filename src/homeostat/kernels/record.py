@@ -21,15 +21,26 @@ from homeostat.kernels.addresses import array_at
 OUTER, CHANNELS, INNER, PAST = range(4)
 # Elements: what comes in, what goes out.
 X, RESIDUAL, Y, DY, OUT, G = range(4, 10)
+# Values of each channel that come in, and that go out: mean and variance, or the gradients of gamma
+# and beta.
+GAMMA, BETA, RESULTS, MORE_RESULTS = range(10, 14)
+# Statistics that move: values of each channel, the number of updates (int64), and, written, whether
+# they moved.
+MOVING_MEAN, MOVING_VARIANCE, UPDATES, MOVED = range(14, 18)
+# Two pieces of memory: what is kept of the channels, and what lasts as long as a run. What follows
+# lies there, and comes as offsets that `channels.lay` turns into addresses.
+KEPT, LENT = range(18, 20)
+# float64: epsilon, the activation's slope for negative values, the weights of statistics that move,
+# of what they were and of the batch's mean and variance; and of each channel mean and variance,
+# 1 / sqrt(variance + epsilon), and what rounding the mean to the pivot left.
+EPSILON, SLOPE, WEIGHTS, MEAN, VARIANCE, INVERSE, OFFSET = range(20, 27)
 # Values of each channel.
-PIVOT, SCALE, SHIFT, BY_X, CONSTANT, GAMMA, BETA = range(10, 17)
-# Values of each channel that go out: mean and variance, or the gradients of gamma and beta.
-RESULTS, MORE_RESULTS = range(17, 19)
-# float64: epsilon and the activation's slope for negative values; room for the sums of all parts;
-# and of each channel mean and variance, 1 / sqrt(variance + epsilon), what rounding the mean to the
-# pivot left, and the sums of g and g * (x - pivot).
-EPSILON, SLOPE, ROOM, MEAN, VARIANCE, INVERSE, OFFSET, SUM_G, SUM_CENTRED = range(19, 28)
-WORDS = 28
+PIVOT, SCALE, SHIFT = range(27, 30)
+# float64: room for the sums of all parts, and of each channel the sums of g and g * (x - pivot).
+ROOM, SUM_G, SUM_CENTRED = range(30, 33)
+# Values of each channel.
+BY_X, CONSTANT = range(33, 35)
+WORDS = 35
 
 
 Record = ctypes.c_int64 * WORDS

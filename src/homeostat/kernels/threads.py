@@ -22,8 +22,8 @@ from homeostat.kernels.strips import WORTH_WAKING
 # What threads share: the next part to take, how many there are, what computes one, and of what.
 _NEXT, _PARTS, _FUNCTION, _RECORD, _JOB_WORDS = range(5)
 # What one thread runs: GOMP_parallel, the function of its threads, how many they may be, the
-# record, the number of steps, and where function and parts of each are.
-_OPENMP, _RUN_PARTS, _THREADS, _OF_RECORD, _COUNT, _STEPS, _PROGRAM_WORDS = range(7)
+# record, the number of steps, where function and parts of each are, and what is lent.
+_OPENMP, _RUN_PARTS, _THREADS, _OF_RECORD, _COUNT, _STEPS, _LENT, _FIELD, _PROGRAM_WORDS = range(9)
 
 _pool: ThreadPoolExecutor | None = None
 # The address of GOMP_parallel(function, data, threads, flags), or 0. It is libgomp's, and LLVM's
@@ -70,7 +70,8 @@ def _run_steps(address):
     """Run the steps at an address one after the other, each on OpenMP's threads."""
     head = words(address, _PROGRAM_WORDS)
     steps = words(head[_STEPS], 2 * head[_COUNT])
-    job = np.empty(_JOB_WORDS, np.int64)
+    lent, job = np.empty(head[_LENT]), np.empty(_JOB_WORDS, np.int64)
+    words(head[_OF_RECORD] + 8 * head[_FIELD], 1)[0] = lent.ctypes.data
     for i in range(head[_COUNT]):
         function, parts = steps[2 * i], steps[2 * i + 1]
         threads = min(head[_THREADS], parts)
@@ -81,8 +82,8 @@ def _run_steps(address):
         else:
             for part in range(parts):
                 call(function, head[_OF_RECORD], part, 0, 0)
-    # Its last use: numba frees an array behind it.
-    job[0] = 0
+    # Their last use: numba frees an array behind it.
+    job[0], lent[0] = 0, 0
 
 
 class Steps:
@@ -91,10 +92,12 @@ class Steps:
     Args:
         steps: of each the address of a C function of a record and a part's number, and how many
             parts there are.
+        lent: the float64 of a piece of memory that lasts as long as they run.
+        field: the record's field that has its address.
     """
 
-    def __init__(self, steps: Sequence[tuple[int, int]]) -> None:
-        self.each = tuple(steps)
+    def __init__(self, steps: Sequence[tuple[int, int]], lent: int, field: int) -> None:
+        self.each, self.lent, self.field = tuple(steps), lent, field
         words = [word for step in steps for word in step]
         self._words = (ctypes.c_int64 * len(words))(*words)
         self.address = ctypes.addressof(self._words)
@@ -114,10 +117,13 @@ def run(steps: Steps, record: Any, threads: int) -> None:
     address = ctypes.addressof(record)
     if threads == 1 or _openmp:
         program = _Program(
-            _openmp, _run_parts.address, threads, address, len(steps.each), steps.address
-        )
+            _openmp, _run_parts.address, threads, address, len(steps.each), steps.address,
+            steps.lent, steps.field,
+        )  # fmt: skip
         _run_steps.ctypes(ctypes.addressof(program))
         return
+    lent = np.empty(steps.lent)
+    record[steps.field] = lent.ctypes.data
     for function, parts in steps.each:
         job = _Job(0, parts, function, address)
         _share(ctypes.addressof(job), min(threads, parts // WORTH_WAKING) - 1)

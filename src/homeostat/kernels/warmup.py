@@ -32,8 +32,12 @@ def steps(dtypes: tuple[str, ...] = tuple(DTYPES)) -> Iterator[tuple[str, Callab
 
 def _step(dtype: str, shape: batchnorm.Shape) -> None:
     x, y, dx = np.zeros((3, shape.outer * shape.channels * shape.inner), dtype)
-    results = np.zeros((2, shape.channels), batchnorm.statistics_dtype(dtype))
-    x, y, dx, results = (array.ctypes.data for array in (x, y, dx, results))
-    batch = batchnorm.Batch(dtype, shape, 1e-3, 0.0)
-    batch.normalize(x, 0, y, 0, 0, results, 1)
-    batch.gradients(x, x, 0, dx, 0, results, 1)
+    statistics = np.zeros((2, shape.channels), batchnorm.statistics_dtype(dtype))
+    updates = np.zeros(1, np.int64)
+    x, y, dx, mean, variance, updates = (
+        array.ctypes.data for array in (x, y, dx, *statistics, updates)
+    )
+    moving = batchnorm.Moving(mean, variance, updates, (0.5, 0.5, 0.5))
+    batch = batchnorm.Batch(batchnorm.plan_of(dtype, shape), 1e-3, 0.0)
+    batch.train(x, 0, y, 0, 0, 1, moving=moving)
+    batch.gradients(x, x, 0, dx, 0, mean, variance, 1)

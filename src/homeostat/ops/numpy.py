@@ -206,7 +206,7 @@ def _local_moments(x: Array, layout: Layout, weights: Array | None) -> Moments:
         return Moments(0, zeros, zeros)
     if weights is None and _fits_loops(x, layout):
         loops = _batch(x, layout)
-        loops.find_moments(_address(x), 0, _threads())
+        loops.find_moments(_address(x), 0, 0, _threads())
         shape = layout.known_channel_shape
         return Moments(
             layout.count, *(part.astype(statistics).reshape(shape) for part in loops.moments)
@@ -257,7 +257,8 @@ def _batch(x: Array, layout: Layout, *options: Any) -> Any:
     first, last = layout.channel_axes[0], layout.channel_axes[-1]
     parts = (shape[:first], shape[first : last + 1], shape[last + 1 :])
     divided = _loops().Shape(*(math.prod(part) for part in parts))
-    return _loops().Batch(BITS.get(x.dtype.name, x.dtype.name), divided, *options)
+    plan = _loops().plan_of(BITS.get(x.dtype.name, x.dtype.name), divided)
+    return _loops().Batch(plan, *options)
 
 
 def _address(x: Array | None) -> int:
@@ -286,7 +287,7 @@ def _by_loops(
         for values in (gamma, beta)
     ]
     y = np.empty_like(x, order="C")
-    loops.normalize(*map(_address, (x, residual, y, *scales, None)), _threads())
+    loops.normalize(*map(_address, (x, residual, y, *scales)), _threads())
     return y
 
 

@@ -73,8 +73,7 @@ class Complete(Inference, State):
         if isinstance(input, Proxy):
             return self._leaf(input, residual, weights)
         self._check_input_dim(input)
-        mean = self.running_mean
-        if mean is None or (self.training and not self.inference_mode):
+        if (self.training and not self.inference_mode) or self.running_mean is None:
             return train(self, input, residual, weights)
         return self._infer(input, residual)
 

@@ -18,7 +18,7 @@ from homeostat.moments import (
     corrected,
     renorm_correction,
 )
-from homeostat.ops.torch import moments, normalize_batch
+from homeostat.ops.torch import Moving, moments, normalize_and_move, normalize_batch
 from homeostat.ops.torch.elements import transformed
 from homeostat.torch.replicas import replica_sum
 from homeostat.torch.small import is_small, small_train
@@ -47,9 +47,11 @@ def train(bn: Any, x: Tensor, residual: Tensor | None, weights: Tensor | None) -
             return y
     if spec.virtual_batch_size is not None:
         y, batch = _ghost_batches(bn, x, residual, weights, again)
+    elif bn.plain and weights is None and moves and not again:
+        y, batch = _normalize_and_move(bn, x, residual)
     else:
         y, batch = _normalize(bn, x, 1, bn.weight, bn.bias, residual, weights, reduce, again)
-    if moves and not again:
+    if moves and not again and batch is not None:
         _move_statistics(bn, batch)
     return y
 
@@ -99,6 +101,30 @@ def _normalize(
         residual=residual,
         batch=batch,
         all_reduce=reduce,
+    )
+
+
+def _normalize_and_move(bn: Any, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Any]:
+    """Normalize with the batch's statistics; they are None where the running ones followed."""
+    spec, buffers = bn.spec, bn._buffers
+    moving = Moving(
+        buffers.get("running_mean"),
+        buffers.get("running_var"),
+        buffers["num_batches_tracked"],
+        spec.momentum,
+        spec.stored_variance == "sample",
+        # Only what skips in silence need not be looked at.
+        buffers.get("skipped_updates") if spec.nonfinite == "skip" else None,
+    )
+    return normalize_and_move(
+        x,
+        bn.weight,
+        bn.bias,
+        moving,
+        axis=1,
+        epsilon=spec.epsilon,
+        activation=spec.activation,
+        residual=residual,
     )
 
 

@@ -10,6 +10,8 @@ from homeostat.kernels.loading import check_triton
 
 check_triton()
 
+from homeostat.kernels.gpu.batchnorm import again  # noqa: E402
+from homeostat.kernels.gpu.moving import Moving  # noqa: E402
 from homeostat.kernels.gpu.operators import (  # noqa: E402
     backward,
     gradient_sums,
@@ -21,8 +23,10 @@ from homeostat.kernels.gpu.operators import (  # noqa: E402
 from homeostat.kernels.gpu.plans import Plan, Shape, plan, using  # noqa: E402
 
 __all__ = [
+    "Moving",
     "Plan",
     "Shape",
+    "again",
     "backward",
     "gradient_sums",
     "input_gradient",

@@ -15,6 +15,7 @@ import torch
 from homeostat.kernels.gpu import gradients, outputs, resident, statistics
 from homeostat.kernels.gpu.channels import KEPT
 from homeostat.kernels.gpu.launch import is_traceable, launch
+from homeostat.kernels.gpu.moving import Moving, arguments_of
 from homeostat.kernels.gpu.plans import (
     Plan,
     Shape,
@@ -42,7 +43,7 @@ def moments(x: Tensor, shape: Shape) -> Tensor:
     """
     shape = _divided(shape)
     found = _channels(x, shape, 2, torch.float64)
-    _find_moments(x, shape, found, None, None, None, 0.0)
+    _find_moments(x, shape, found, None, None, None, None, 0.0)
     return found
 
 
@@ -54,6 +55,7 @@ def train(
     shape: Shape,
     epsilon: float,
     slope: float | None,
+    moving: Moving | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize with the batch's own moments: y = activation(gamma * x_hat + beta + residual).
 
@@ -67,6 +69,7 @@ def train(
         shape: how x is divided.
         epsilon: added to the variance.
         slope: the activation's for negative values, or None for no activation.
+        moving: statistics that follow the batch's, in the same launches; or None.
 
     Returns:
         y, like x; mean and population variance, float64, (2, channels); what the backward needs of
@@ -76,14 +79,20 @@ def train(
     y, found = torch.empty_like(x), _channels(x, shape, 2, torch.float64)
     kept = _channels(x, shape, KEPT)
     way = plan(shape, x.dtype, "forward", x.device)
-    if not _is_resident(way):
-        _find_moments(x, shape, found, gamma, beta, kept, epsilon)
+    if not _is_resident(way, x):
+        _find_moments(x, shape, found, gamma, beta, kept, moving, epsilon)
         _normalize(x, None, None, None, residual, y, kept, shape, epsilon, slope)
         return y, found, kept
     partials, arrivals = _meeting(x, 3, way, shape)
     arguments = {"x": x, "residual": residual, "y": y, "gamma": gamma, "beta": beta}
     arguments |= {"moments": found, "kept": kept, "partials": partials, "arrivals": arrivals}
-    arguments |= {"EPSILON": epsilon, "SLOPE": slope, **_resident(way), **_sizes(shape, way)}
+    arguments |= {
+        "EPSILON": epsilon,
+        "SLOPE": slope,
+        **arguments_of(moving),
+        **_resident(way),
+        **_sizes(shape, way),
+    }
     launch(resident.normalize_resident, _programs(way, shape), way, arguments)
     return y, found, kept
 
@@ -116,6 +125,20 @@ def normalize(
     y, kept = torch.empty_like(x), _channels(x, shape, KEPT)
     _normalize(x, moments, gamma, beta, residual, y, kept, _divided(shape), epsilon, slope)
     return y, kept
+
+
+def again(x: Tensor, kept: Tensor, shape: Shape, slope: float | None) -> Tensor:
+    """Return y of a forward pass without a residual, to the same bits.
+
+    Args:
+        x: as it was normalized.
+        kept: what the forward pass kept of the channels.
+        shape: how x is divided.
+        slope: as in the forward pass.
+    """
+    y = torch.empty_like(x)
+    _normalize(x, None, None, None, None, y, kept, _divided(shape), 0.0, slope)
+    return y
 
 
 def backward(
@@ -152,7 +175,7 @@ def backward(
     way = plan(shape, x.dtype, "backward", x.device)
     results = _channels(x, shape, 2)
     count = shape.outer * shape.inner if count is None else count
-    if not _is_resident(way):
+    if not _is_resident(way, x):
         sums = _channels(x, shape, 2, torch.float64)
         _gradient_sums(x, dy, y, g, kept, shape, slope, sums, results)
         dx = _input_gradient(x, dy if g is None else g, kept, sums, count, shape, _left(slope, g))
@@ -219,16 +242,17 @@ def _find_moments(
     gamma: Tensor | None,
     beta: Tensor | None,
     kept: Tensor | None,
+    moving: Moving | None,
     epsilon: float,
 ) -> None:
-    """Write mean and variance, and with somewhere to keep them the coefficients."""
+    """Write mean and variance, and with somewhere to keep them the coefficients; move others."""
     way = plan(shape, x.dtype, "moments", x.device)
     partials = _channels(x, shape, 3 * way.splits, torch.float64)
     arguments = {"x": x, "partials": partials, **_splits(way, shape), **_sizes(shape, way)}
     launch(statistics.split_moments, _programs(way, shape), way, arguments)
     merging, blocks = _merging(way, shape)
     arguments = {"partials": partials, "moments": found, "gamma": gamma, "beta": beta}
-    arguments |= {"kept": kept, "EPSILON": epsilon, **merging}
+    arguments |= {"kept": kept, "EPSILON": epsilon, **arguments_of(moving), **merging}
     launch(statistics.merge_moments, blocks, way, arguments)
 
 
@@ -298,9 +322,10 @@ def _divided(shape: Shape) -> Shape:
     return Shape(1, 1, outer * inner) if channels == 1 else Shape(outer, channels, inner)
 
 
-def _is_resident(way: Plan) -> bool:
-    # A traced launch cannot be cooperative.
-    return way.resident and not (is_traceable() and way.splits > 1)
+def _is_resident(way: Plan, x: Tensor) -> bool:
+    # A traced launch cannot be cooperative, and the interpreter runs one program after the other.
+    together = x.device.type != "cpu" and not is_traceable()
+    return way.resident and (way.splits == 1 or together)
 
 
 def _entering(x: Tensor, y: Tensor | None, slope: float | None) -> Tensor | None:

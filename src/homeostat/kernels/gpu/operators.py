@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from homeostat.kernels.gpu import batchnorm
 from homeostat.kernels.gpu.launch import traceable
+from homeostat.kernels.gpu.moving import Moving
 from homeostat.kernels.gpu.plans import Shape
 
 Tensor = torch.Tensor
@@ -33,11 +34,12 @@ def train(
     shape: Shape,
     epsilon: float,
     slope: float | None,
+    moving: Moving | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `batchnorm.train`."""
-    if _is_traced(x):
+    """See `batchnorm.train`; while something traces, nothing may move."""
+    if moving is None and _is_traced(x):
         return _train(x, gamma, beta, residual, *shape, epsilon, slope)
-    return batchnorm.train(x, gamma, beta, residual, shape, epsilon, slope)
+    return batchnorm.train(x, gamma, beta, residual, shape, epsilon, slope, moving)
 
 
 def normalize(

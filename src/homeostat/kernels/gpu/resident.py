@@ -30,6 +30,7 @@ from homeostat.kernels.gpu.gradients import (
     number,
     store_split_sums,
 )
+from homeostat.kernels.gpu.moving import move
 from homeostat.kernels.gpu.tiles import (
     activate,
     count_of,
@@ -59,13 +60,16 @@ def meet(arrivals, SPLITS: tl.constexpr):
 
 @triton.jit
 def normalize_resident(
-    x, residual, y, gamma, beta, moments, kept, partials, arrivals,
-    outer, channel_units, inner_units,
-    EPSILON: tl.constexpr, SLOPE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr,
+    x, residual, y, gamma, beta, moments, kept, moving_mean, moving_variance, skipped, updates,
+    partials, arrivals, outer, channel_units, inner_units,
+    EPSILON: tl.constexpr, SLOPE: tl.constexpr, MOMENTUM: tl.constexpr, SAMPLE: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_S: tl.constexpr,
     CHANNEL_UNIT: tl.constexpr, INNER_UNIT: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Write y, the batch's mean and variance and what the backward needs of the channels.
+
+    Statistics that are given move.
 
     Grid: SPLITS, which is the tiles of a block, * blocks of channels. Partials are float64,
     (3, SPLITS, channels), and arrivals 32-bit zeros, one for each block; None for one split.
@@ -74,22 +78,28 @@ def normalize_resident(
     split, block = share_of(channels, BLOCK_C)
     start, within, inside = place(split, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I)
     its_x = load(x, start, within, inside)
-    count = count_of(split, outer, inner, BLOCK_O, BLOCK_I)
-    mean, spread = tile_moments(its_x, inside, count)
-    variance = spread / count.to(tl.float64)
+    its_count = count_of(split, outer, inner, BLOCK_O, BLOCK_I)
+    mean, spread = tile_moments(its_x, inside, its_count)
+    count = its_count.to(tl.float64)
     if SPLITS > 1:
-        store_partial(
-            partials, split, SPLITS, block, channels, count.to(tl.float64), mean, spread, BLOCK_C
-        )
+        store_partial(partials, split, SPLITS, block, channels, count, mean, spread, BLOCK_C)
         meet(arrivals + block, SPLITS)
         n, mean, spread = merge_partials(partials, block, channels, SPLITS, BLOCK_C, BLOCK_S)
         variance = spread / n
+    else:
+        n = count
+        variance = spread / count
     pivot, scale, shift, inverse, offset = coefficients(
         mean, variance, gamma, beta, block, channels, kept.dtype.element_ty, EPSILON, BLOCK_C
     )
     if split == 0:
         store_pair(moments, block, channels, mean, variance, BLOCK_C)
         store_kept(kept, block, channels, pivot, scale, shift, inverse, offset, BLOCK_C)
+        if moving_mean is not None:
+            move(
+                moving_mean, moving_variance, skipped, updates, block, channels,
+                mean, variance, n, MOMENTUM, SAMPLE, BLOCK_C,
+            )  # fmt: skip
     z = normalized(its_x, pivot, scale, shift)
     if residual is not None:
         z += load(residual, start, within, inside)

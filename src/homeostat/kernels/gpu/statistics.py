@@ -17,6 +17,7 @@ from homeostat.kernels.gpu.channels import (
     store_partial,
     tile_moments,
 )
+from homeostat.kernels.gpu.moving import move
 from homeostat.kernels.gpu.tiles import count_of, load, place, share_of, tiles_of
 
 
@@ -56,10 +57,14 @@ def split_moments(
 
 @triton.jit
 def merge_moments(
-    partials, moments, gamma, beta, kept, channels, splits,
-    EPSILON: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    partials, moments, gamma, beta, kept, moving_mean, moving_variance, skipped, updates,
+    channels, splits,
+    EPSILON: tl.constexpr, MOMENTUM: tl.constexpr, SAMPLE: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Write mean and variance of all splits, and with somewhere to keep them the coefficients.
+
+    Statistics that are given move.
 
     Grid: blocks of channels.
     """
@@ -72,3 +77,8 @@ def merge_moments(
             mean, variance, gamma, beta, block, channels, kept.dtype.element_ty, EPSILON, BLOCK_C
         )
         store_kept(kept, block, channels, pivot, scale, shift, inverse, offset, BLOCK_C)
+    if moving_mean is not None:
+        move(
+            moving_mean, moving_variance, skipped, updates, block, channels,
+            mean, variance, count, MOMENTUM, SAMPLE, BLOCK_C,
+        )  # fmt: skip

@@ -16,7 +16,9 @@ from torch.nn import functional
 
 from homeostat.moments import Moments
 from homeostat.ops.arguments import check
-from homeostat.ops.torch.compiled import Memory, loop_moments, loop_normalize, on_loops
+from homeostat.ops.torch.batch import by_batch
+from homeostat.ops.torch.batch import normalize_and_move as normalize_and_move
+from homeostat.ops.torch.compiled import loop_moments, loop_normalize
 from homeostat.ops.torch.elements import (
     AllReduce,
     Call,
@@ -31,8 +33,11 @@ from homeostat.ops.torch.elements import (
     statistics,
     transformed,
 )
-from homeostat.ops.torch.native import Native, View, apply, ill_conditioned, native_moments
-from homeostat.ops.torch.plain import Plain, differentiable, plain_moments
+from homeostat.ops.torch.launched import launched_moments, launched_normalize
+from homeostat.ops.torch.memory import Memory
+from homeostat.ops.torch.moving import Moving as Moving
+from homeostat.ops.torch.native import View, apply, ill_conditioned, native_moments
+from homeostat.ops.torch.plain import plain_moments
 
 
 def moments(
@@ -69,10 +74,12 @@ def moments(
     """
     layout = check(x, axis, weights=weights)
     x = x.detach()
+    memory = None if _exported() or transformed() else Memory.of(x, layout.channel_axes)
+    if weights is None and memory is not None and memory.prefers_gpu(x, "moments"):
+        return launched_moments(x, memory, all_reduce)
     if _alone(weights, all_reduce):
-        memory = Memory.of(x, layout, "moments")
-        if memory is not None:
-            return loop_moments(x, memory, layout)
+        if memory is not None and memory.prefers_loops(x, "moments"):
+            return loop_moments(x, memory)
         view = View.of(x, layout)
         if view is not None:
             return native_moments(x, view, layout)
@@ -127,8 +134,10 @@ def normalize(
     mean, variance = mean.to(dtype), variance.to(dtype)
     alone = _alone()
     if alone and not _differentiates(x, mean, variance, gamma, beta, residual):
-        memory = Memory.of(x, layout, _purpose("infer", residual, call), residual)
-        if memory is not None:
+        memory = Memory.of(x, layout.channel_axes)
+        if memory is not None and memory.prefers_gpu(x, "infer", residual, call.slope):
+            return launched_normalize(x, mean, variance, gamma, beta, residual, memory, call)
+        if memory is not None and memory.prefers_loops(x, "infer", residual, call.slope):
             return loop_normalize(x, mean, variance, gamma, beta, residual, memory, call)
     # The native kernel takes the moments for constants.
     constant = not (mean.requires_grad or variance.requires_grad)
@@ -203,45 +212,10 @@ def normalize_batch(
         >>> y.tolist(), batch.mean.tolist()
         ([[-1.0], [1.0]], [2.0])
     """
-    call = call_of(x, axis, epsilon, activation, all_reduce, weights=weights, residual=residual,
-                   gamma=gamma, beta=beta)  # fmt: skip
-    compiling = torch.compiler.is_compiling()
-    functional = not compiling and transformed()
-    # The compiler may take the formula apart too, and fuses it; over replicas it cannot.
-    if functional or (compiling and all_reduce is None):
-        y, found = differentiable(x, gamma, beta, residual, weights, call)
-        return y, found if batch is None else batch
-    alone = weights is None and all_reduce is None
-    if alone and not torch.jit.is_tracing():
-        done = _on_kernels(x, gamma, beta, residual, batch, call)
-        if done is not None:
-            return done
-    if batch is None:
-        batch = plain_moments(x, weights, call.layout, all_reduce)
-    return Plain.apply(x, gamma, beta, residual, weights, batch, call), batch
-
-
-def _on_kernels(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    residual: Tensor | None,
-    batch: Moments | None,
-    call: Call,
-) -> tuple[Tensor, Moments] | None:
-    """Return y and the moments by compiled or native kernels, or None where neither takes x."""
-    memory = Memory.of(x, call.layout, _purpose("train", residual, call), residual)
-    if memory is not None:
-        return on_loops(x, gamma, beta, residual, batch, memory, call)
-    view = View.of(x, call.layout)
-    if view is None:
-        return None
-    y, mean, variance = Native.apply(x, gamma, beta, residual, batch, view, call)
-    return y, Moments(call.layout.count, mean, variance) if batch is None else batch
-
-
-def _purpose(what: str, residual: Tensor | None, call: Call) -> str:
-    return what if residual is None and call.slope is None else f"{what}+"
+    call = call_of(x, axis, epsilon, activation, gamma, beta, residual, weights)
+    if all_reduce is not None:
+        call = call._replace(all_reduce=all_reduce)
+    return by_batch(x, gamma, beta, weights, residual, batch, None, call)
 
 
 def _differentiates(*tensors: Tensor | None) -> bool:

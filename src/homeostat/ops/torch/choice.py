@@ -1,4 +1,4 @@
-"""Which calls the compiled loops take from PyTorch's native CPU kernels: one table, as measured."""
+"""Which calls our own kernels take from PyTorch's: a table for each, the CPU's as measured."""
 
 from __future__ import annotations
 
@@ -44,3 +44,27 @@ def prefers_loops(purpose: str, order: str, element_size: int, size: int, inner:
     if least is None or size < least or 1 < inner < LEAST_INNER:
         return False
     return kernels.enabled()
+
+
+# Elements from which on the kernels for GPUs take a call, or None where they never do, by what is
+# asked for as above. Counted, not measured: docs/gpu.md has the bytes that each way moves. Plain
+# inference is one pass by PyTorch's kernels as well.
+LEAST_ON_GPU: Mapping[str, int | None] = {
+    "train": 0,
+    "train+": 0,
+    "moments": 0,
+    "infer": None,
+    "infer+": 0,
+}
+
+
+def prefers_gpu(purpose: str, device: str, size: int) -> bool:
+    """Return whether the kernels for GPUs should take a call, and can.
+
+    Args:
+        purpose: as in `prefers_loops`.
+        device: the kind of x's device.
+        size: the elements of x.
+    """
+    least = LEAST_ON_GPU[purpose]
+    return least is not None and size >= least and kernels.enabled_on(device)

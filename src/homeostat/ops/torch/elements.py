@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from homeostat.layout import Layout
 from homeostat.ops.arguments import check
+from homeostat.ops.torch.memory import PLAIN, Memory, memory_of
 from homeostat.spec import Activation
 
 Tensor = torch.Tensor
@@ -19,11 +20,20 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Call(NamedTuple):
-    """What one call asks for besides its tensors; slope is the activation's, or None for none."""
+    """What one call asks for besides its tensors' values.
+
+    Args:
+        layout: of the input.
+        epsilon: added to the variance.
+        slope: the activation's, or None for none.
+        memory: how the input lies, or None where the compiled loops cannot take it.
+        all_reduce: sums a tensor over all replicas, or None.
+    """
 
     layout: Layout
     epsilon: float
     slope: float | None
+    memory: Memory | None = None
     all_reduce: AllReduce | None = None
 
 
@@ -39,8 +49,10 @@ def call_of(
     axis: int | Iterable[int],
     epsilon: float,
     activation: Any,
-    all_reduce: AllReduce | None,
-    **others: Any,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    weights: Tensor | None = None,
 ) -> Call:
     """Check the arguments of a call, once for those that look alike, and return what it asks for.
 
@@ -49,31 +61,43 @@ def call_of(
         axis: see `homeostat.ops.arguments.check`.
         epsilon: see there.
         activation: of any form.
-        all_reduce: see `Call`.
-        **others: the other tensors, or None each.
+        gamma: see there, or None.
+        beta: see there, or None.
+        residual: see there, or None.
+        weights: see there, or None.
     """
-    given = {"x": x, **others}
-    plain = isinstance(axis, int) and isinstance(activation, str | Activation | None)
     # The compiler looks through no cache.
-    plain = plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    if plain and all(t is None or type(t) in _TENSORS for t in given.values()):
-        looks = tuple(None if t is None else _Like(t.shape, t.dtype) for t in given.values())
-        call = _alike(axis, epsilon, activation, tuple(given), looks)
-    else:
-        layout = check(axis=axis, epsilon=epsilon, **given)
-        call = Call(layout, epsilon, slope_of(activation))
-    return call if all_reduce is None else call._replace(all_reduce=all_reduce)
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    plain = type(axis) is int or (type(axis) is tuple and all(type(a) is int for a in axis))
+    if plain and not traced and type(activation) in _ACTIVATIONS:
+        looks: list[Any] = []
+        for t in (x, gamma, beta, residual, weights):
+            if t is not None and type(t) not in PLAIN:
+                break
+            looks.append(None if t is None else (t.shape, t.dtype))
+        else:
+            if x.layout is torch.strided:
+                return _alike(axis, epsilon, activation, x.stride(), *looks)
+    layout = check(
+        x, axis, epsilon=epsilon, gamma=gamma, beta=beta, residual=residual, weights=weights
+    )
+    memory = None if traced else Memory.of(x, layout.channel_axes)
+    return Call(layout, epsilon, slope_of(activation), memory)
 
 
-_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_ACTIVATIONS = (type(None), str, Activation)
 
 
 @functools.lru_cache(maxsize=4096)
 def _alike(
-    axis: int, epsilon: float, activation: Any, names: tuple[str, ...], looks: tuple[Any, ...]
+    axis: Any, epsilon: float, activation: Any, strides: tuple[int, ...], *looks: Any
 ) -> Call:
-    layout = check(axis=axis, epsilon=epsilon, **dict(zip(names, looks, strict=True)))
-    return Call(layout, epsilon, slope_of(activation))
+    x, gamma, beta, residual, weights = (None if look is None else _Like(*look) for look in looks)
+    layout = check(
+        x, axis, epsilon=epsilon, gamma=gamma, beta=beta, residual=residual, weights=weights
+    )
+    memory = memory_of(x.shape, strides, x.dtype, layout.channel_axes)
+    return Call(layout, epsilon, slope_of(activation), memory)
 
 
 def statistics(x: Tensor) -> torch.dtype:

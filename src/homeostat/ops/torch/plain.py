@@ -71,11 +71,16 @@ def plain_moments(
 ) -> Moments:
     """Return x's moments, over all replicas where there is an all_reduce."""
     batch, _ = centre(x.detach(), weights, layout)
+    return over_replicas(batch, all_reduce)
+
+
+def over_replicas(batch: Moments, all_reduce: AllReduce | None) -> Moments:
+    """Return the moments of all replicas of those of this one; its own without an all_reduce."""
     if all_reduce is None:
         return batch
     # In float64, which counts exactly and adds no rounding of its own.
-    count = torch.as_tensor(batch.count, dtype=torch.float64, device=x.device)
     mean, variance = batch.mean.double(), batch.variance.double()
+    count = torch.as_tensor(batch.count, dtype=torch.float64, device=mean.device)
     sums = all_reduce(torch.cat([count.reshape(1), (mean * count).flatten()]))
     total = sums[0].clone()
     divisor = torch.where(total > 0, total, 1.0)
