@@ -1,4 +1,4 @@
-"""Homeostat's operations on PyTorch's CPU against torch.nn.BatchNorm: forward and backward.
+"""Homeostat's modules on PyTorch's CPU against torch.nn.BatchNorm: forward and backward.
 
     python -m benchmarks.kernels                        # the table of docs/speed.md
     python -m benchmarks.kernels --shapes 32x64x56x56 --dtypes float32 --orders last --compile
@@ -47,6 +47,8 @@ class Problem:
     def __init__(self, shape: tuple[int, ...], order: str, dtype: str, fused: str) -> None:
         import torch
 
+        import homeostat.torch
+
         torch.manual_seed(0)
         self.fused, self.dtype, self.relu = fused, dtype, "relu" in fused
         made = [torch.randn(shape).mul_(2).add_(0.5).to(getattr(torch, dtype)) for _ in range(3)]
@@ -55,8 +57,11 @@ class Problem:
             made = [t.movedim(1, -1).contiguous().permute(back) for t in made]
         self.x, self.dy, residual = made
         self.residual = residual if "add" in fused else None
-        kinds = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d}
-        self.layer = kinds[len(shape)](shape[1])
+        kind = "BatchNorm2d" if len(shape) == 4 else "BatchNorm1d"
+        self.layer = getattr(torch.nn, kind)(shape[1])
+        activation = "relu" if self.relu else None
+        self.module = getattr(homeostat.torch, kind)(shape[1], activation=activation)
+        self.module.weight, self.module.bias = self.layer.weight, self.layer.bias
         self.leaves = [self.x, self.layer.weight, self.layer.bias]
         self.leaves += [] if self.residual is None else [self.residual]
         for leaf in self.leaves:
@@ -72,13 +77,7 @@ class Problem:
 
     def ours(self) -> Any:
         """Return Homeostat's output."""
-        from homeostat.ops.torch import normalize_batch
-
-        activation = "relu" if self.relu else None
-        return normalize_batch(
-            self.x, self.layer.weight, self.layer.bias, axis=1, epsilon=self.layer.eps,
-            activation=activation, residual=self.residual,
-        )[0]  # fmt: skip
+        return self.module(self.x, self.residual)
 
     def step(self, forward: Callable[[], Any]) -> Any:
         """Return an output and its gradients."""
