@@ -86,8 +86,8 @@ def by_batch(
         call: what is asked for.
     """
     all_reduce, compiling = call.all_reduce, torch.compiler.is_compiling()
-    functional = not compiling and transformed()
-    if weights is None and not functional and not torch.jit.is_tracing():
+    functional, tracing = not compiling and transformed(), torch.jit.is_tracing()
+    if weights is None and not (functional or tracing):
         memory = Memory.of(x, call.layout.channel_axes) if compiling else call.memory
         if memory is not None and memory.prefers_gpu(x, "train", residual, call.slope):
             return on_gpu(x, gamma, beta, residual, batch, moving, memory, call)
@@ -96,7 +96,7 @@ def by_batch(
         y, found = differentiable(x, gamma, beta, residual, weights, call)
         return y, found if batch is None else batch
     alone = weights is None and all_reduce is None
-    if alone and not torch.jit.is_tracing():
+    if alone and not tracing:
         done = _on_kernels(x, gamma, beta, residual, batch, moving, call)
         if done is not None:
             return done

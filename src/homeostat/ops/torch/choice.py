@@ -58,13 +58,12 @@ LEAST_ON_GPU: Mapping[str, int | None] = {
 }
 
 
-def prefers_gpu(purpose: str, device: str, size: int) -> bool:
-    """Return whether the kernels for GPUs should take a call, and can.
+def prefers_gpu(purpose: str, size: int) -> bool:
+    """Return whether the kernels for GPUs, where they are switched on, should take a call.
 
     Args:
         purpose: as in `prefers_loops`.
-        device: the kind of x's device.
         size: the elements of x.
     """
     least = LEAST_ON_GPU[purpose]
-    return least is not None and size >= least and kernels.enabled_on(device)
+    return least is not None and size >= least

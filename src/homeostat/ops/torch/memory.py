@@ -1,4 +1,4 @@
-"""How a tensor lies in memory, and whether the compiled loops take it as it lies."""
+"""How a tensor lies in memory, and which kernels of our own take it as it lies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from homeostat import kernels
 from homeostat.ops.torch.choice import prefers_gpu, prefers_loops
 
 Tensor = torch.Tensor
@@ -30,14 +31,12 @@ class Memory:
     """How a tensor lies in memory, without gaps.
 
     Args:
-        order: its axes as they follow in memory, the first the outermost.
-        shape: (outer, channels, inner) in that order.
+        shape: (outer, channels, inner), the first the outermost.
         strides: of a tensor that lies so.
         channels: the channel shape.
         dtype: of the elements.
     """
 
-    order: tuple[int, ...]
     shape: tuple[int, int, int]
     strides: tuple[int, ...]
     channels: tuple[int, ...]
@@ -45,7 +44,7 @@ class Memory:
 
     @classmethod
     def of(cls, x: Tensor, axes: tuple[int, ...]) -> Memory | None:
-        """Return how x lies, whose channels are on ascending axes; None if not as the loops want.
+        """Return how x lies, whose channels are on ascending axes; None if not as kernels want.
 
         They want the channel axes beside each other, and nothing between the elements; and a tensor
         that is no more than its memory.
@@ -81,9 +80,12 @@ class Memory:
         self, x: Tensor, what: str, residual: Tensor | None = None, slope: float | None = None
     ) -> bool:
         """Return whether the kernels for GPUs can take a call, and should; see `prefers_loops`."""
+        # First of all: on a CPU every step comes by here.
+        if not kernels.enabled_on(x.device.type):
+            return False
         if residual is not None and (residual.dtype, residual.device) != (x.dtype, x.device):
             return False
-        return prefers_gpu(_purpose(what, residual, slope), x.device.type, x.numel())
+        return prefers_gpu(_purpose(what, residual, slope), x.numel())
 
     def batch(self, epsilon: float = 0.0, slope: float | None = None) -> Any:
         """Return the loops' `Batch` of a tensor that lies so."""
@@ -97,7 +99,7 @@ class Memory:
 
     def dense(self, t: Tensor) -> Tensor:
         """Return a tensor of this shape that lies in this order; a copy only if need be."""
-        lies = t.stride() == self.strides or _is_dense(t.shape, t.stride(), self.order)
+        lies = t.stride() == self.strides or _lies(t.shape, t.stride(), self.strides)
         # While tracing there is no memory yet.
         if not torch.compiler.is_compiling():
             t = t.resolve_neg() if t.is_neg() else t
@@ -124,15 +126,15 @@ def _memory(
         return None
     as_it_is = tuple(range(len(shape)))
     last = (*(a for a in as_it_is if a not in axes), *axes)
-    dense = [order for order in (as_it_is, last) if _is_dense(shape, strides, order)]
+    dense = [o for o in (as_it_is, last) if _lies(shape, strides, _strides(shape, o))]
     if not dense:
         return None
     order, each = dense[0], tuple(shape[a] for a in axes)
     channels = math.prod(each)
     count = math.prod(shape) // channels
     outer = count if order == last else math.prod(shape[: axes[0]])
-    lie = _strides(shape, order)
-    return Memory(order, (outer, channels, count // outer), lie, each, dtype)
+    divided = (outer, channels, count // outer)
+    return Memory(divided, _strides(shape, order), each, dtype)
 
 
 # Looking at shapes once is not only faster: between passes over large tensors nothing of the
@@ -149,14 +151,12 @@ def _strides(shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], order: tuple[int, ...]) -> bool:
-    """Return whether a tensor's axes follow each other in an order, without gaps."""
-    step = 1
-    for axis in reversed(order):
-        if shape[axis] != 1 and strides[axis] != step:
-            return False
-        step *= shape[axis]
-    return True
+def _lies(shape: tuple[int, ...], strides: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Return whether strides are those wanted, wherever there is more than one element."""
+    return all(
+        size == 1 or stride == other
+        for size, stride, other in zip(shape, strides, wanted, strict=True)
+    )
 
 
 @functools.cache
