@@ -57,7 +57,7 @@ class Problem:
             made = [t.movedim(1, -1).contiguous().permute(back) for t in made]
         self.x, self.dy, residual = made
         self.residual = residual if "add" in fused else None
-        kind = "BatchNorm2d" if len(shape) == 4 else "BatchNorm1d"
+        kind = f"BatchNorm{max(1, len(shape) - 2)}d"
         self.layer = getattr(torch.nn, kind)(shape[1])
         activation = "relu" if self.relu else None
         self.module = getattr(homeostat.torch, kind)(shape[1], activation=activation)

@@ -9,10 +9,9 @@ import pytest
 
 from homeostat import reference
 
-pytest.importorskip("numba", reason="the CPU kernels need numba")
+numba = pytest.importorskip("numba", reason="the CPU kernels need numba")
 batchnorm = pytest.importorskip("homeostat.kernels.batchnorm")
 elements = pytest.importorskip("homeostat.kernels.elements")
-compiled = pytest.importorskip("homeostat.kernels.compiled")
 vectors = pytest.importorskip("homeostat.kernels.vectors")
 
 # (outer, channels, inner): single elements, odd sizes, several parts, lines of several pieces.
@@ -347,19 +346,19 @@ def test_forward_and_backward_agree_on_every_sign() -> None:
 # Elements of 16 bits.
 
 
-@compiled.compiled
+@numba.njit
 def _widened(bits: Any, out: Any) -> None:
     for i in range(bits.size):
         out[i] = elements.widen(bits[i])
 
 
-@compiled.compiled
+@numba.njit
 def _narrowed(values: Any, out: Any) -> None:
     for i in range(values.size):
         out[i] = elements.narrow(values[i], out)
 
 
-@compiled.compiled
+@numba.njit
 def _copied_by_vectors(values: Any, out: Any) -> None:
     lanes = vectors.lanes_of(values)
     for i in range(0, values.size, lanes):

@@ -68,6 +68,7 @@ def test_warmup_refuses_what_it_does_not_know() -> None:
 
 def test_what_was_kept_by_another_version_is_not_used() -> None:
     """Numba sees one file change; the loops' names hold a digest of all of them."""
-    from homeostat.kernels import compiled, sums
+    from homeostat.kernels import compiled, cpu
 
-    assert sums.moments.py_func.__qualname__ == f"moments-{compiled._VERSION}"
+    cpu.c_function_of(cpu.rows_moments, "float32")
+    assert cpu.rows_moments.__qualname__ == f"rows_moments-{compiled._VERSION}"

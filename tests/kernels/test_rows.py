@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("numba", reason="the CPU kernels need numba")
+numba = pytest.importorskip("numba", reason="the CPU kernels need numba")
 loops = pytest.importorskip("homeostat.kernels.sums")
 strips = pytest.importorskip("homeostat.kernels.strips")
+
+loop_moments = numba.njit(lambda *of: loops.moments(*of))
+loop_sums = numba.njit(lambda *of: loops.gradient_sums(*of))
 
 # Wide rows that are whole, that leave a rest, that are one row, less than four of them, and more
 # than one block.
@@ -18,7 +21,7 @@ SHAPES = [(1, 1), (3, 5), (64, 16), (4, 1024), (257, 1024), (1000, 3), (5000, 64
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, spread = np.full((2, x.shape[1]), np.nan)
-    loops.moments(x.ravel(), x.shape[1], mean, spread)
+    loop_moments(x.ravel(), x.shape[1], mean, spread)
     return mean, spread / len(x)
 
 
@@ -80,7 +83,7 @@ def test_gradient_sums_equal_numpy(shape: Any, slope: float | None, through_y: b
     slopes = np.float32(1.0 if slope is None else slope)
     flat, flat_dy = x.ravel(), dy.ravel()
     g_out = np.full_like(flat, np.nan)
-    loops.gradient_sums(
+    loop_sums(
         flat, flat_dy, y, through_y, g_out, through_y, mean, scale, shift, slopes, *sums, False
     )
     g = dy.astype(np.float64) * (1.0 if slope is None else np.where(z > 0, 1.0, slope))
@@ -96,7 +99,7 @@ def test_a_slope_of_0_stops_what_is_not_finite() -> None:
     x, dy = np.float32([1, -1]), np.float32([2, np.inf])
     one, sums = np.ones(1, np.float32), np.empty((2, 1))
     zero = np.zeros(1, np.float32)
-    loops.gradient_sums(x, dy, dy, False, dy, False, zero, one, zero, np.float32(0), *sums, False)
+    loop_sums(x, dy, dy, False, dy, False, zero, one, zero, np.float32(0), *sums, False)
     assert sums.tolist() == [[2.0], [2.0]]
 
 

@@ -307,14 +307,18 @@ def test_no_index_leaves_its_array(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 4096])
-def test_bounds_checking_is_on_when_asked_for(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(
+    "apply", ["planes.apply_piece, np.float32(1)", "apply_rows, np.ones(8, np.float32)"]
+)
+def test_bounds_checking_is_on_when_asked_for(tmp_path: Path, size: int, apply: str) -> None:
     """The test above could not fail otherwise, neither of single elements nor of vectors."""
     code = f"""
-        import numpy as np
-        from homeostat.kernels import planes
+        import numba, numpy as np
+        from homeostat.kernels import outputs, planes
         short, like = np.zeros({size} - 5, np.float32), np.zeros({size}, np.float32)
-        one = np.float32(1)
-        planes.apply_piece(like, like, False, one, one, one, one, short, False)
+        apply_rows = numba.njit(lambda *of: outputs.apply(*of))
+        apply, one = {apply}
+        apply(like, like, False, one, one, one, np.float32(1), short, False)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,

@@ -15,6 +15,7 @@ from typing import Any
 
 from numba import cfunc, njit
 from numba.core import event
+from numba.extending import register_jitable
 
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
 
@@ -33,29 +34,41 @@ _VERSION = _digest()
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function on its first call with arguments of new types."""
-    return _kept(lambda cache: njit(cache=cache, **_OPTIONS)(_named(function)))
+    """Let compiled code call a function; the interpreter runs it as it stands.
+
+    It is compiled with the C function that leads to it, and kept in there.
+    """
+    return register_jitable(**_OPTIONS)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Make a function part of the compiled code that calls it.
+
+    A call takes an array apart into seven words and counts who holds it, which costs as much as to
+    compute a few vectors.
+    """
+    return njit(inline="always", **_OPTIONS)(function)
 
 
 def c_function(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function at once, to be called by its address."""
-    return lambda function: _kept(lambda cache: cfunc(*signature, cache=cache)(_named(function)))
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return cfunc(*signature, cache=True)(_named(function))
+        except RuntimeError as error:
+            # There is no folder that numba may write to.
+            if "cannot cache" not in str(error):
+                raise
+            return cfunc(*signature)(function)
+
+    return decorate
 
 
 def _named(function: Callable[..., Any]) -> Callable[..., Any]:
     if not function.__qualname__.endswith(_VERSION):
         function.__qualname__ += f"-{_VERSION}"
     return function
-
-
-def _kept(decorate: Callable[[bool], Any]) -> Any:
-    try:
-        return decorate(True)
-    except RuntimeError as error:
-        # There is no folder that numba may write to.
-        if "cannot cache" not in str(error):
-            raise
-        return decorate(False)
 
 
 class _Announcement(event.Listener):

@@ -125,19 +125,26 @@ def rows_gradient(record, part):
 
 @compiled
 def _pieces(record, part):
-    """Return the first piece of a part and the one behind its last."""
+    """Return a part's first piece, the one behind its last, and how lines are divided.
+
+    That is into how many pieces, and of which size.
+    """
     f = fields_of(record)
-    size = planes.pieces_per_part(f[INNER])
-    pieces = f[OUTER] * f[CHANNELS] * planes.pieces_per_line(f[INNER])
-    return part * size, min((part + 1) * size, pieces)
+    size, pieces = planes.pieces_per_part(f[INNER]), planes.pieces_per_line(f[INNER])
+    last = min((part + 1) * size, f[OUTER] * f[CHANNELS] * pieces)
+    return part * size, last, (pieces, planes.piece_size(f[INNER]))
 
 
 @compiled
-def _piece(record, piece):
+def _piece(record, piece, divided):
     """Return a piece's bounds and its channel."""
-    f = fields_of(record)
-    first, last = planes.bounds(piece, f[INNER])
-    return first, last, first // f[INNER] % f[CHANNELS]
+    f, (pieces, size) = fields_of(record), divided
+    line, k = piece, 0
+    # Lines may be short, and a division takes as long as a vector of one.
+    if pieces > 1:
+        line, k = piece // pieces, piece % pieces
+    first, inner = line * f[INNER], f[INNER]
+    return first + k * size, first + min((k + 1) * size, inner), line % f[CHANNELS]
 
 
 @compiled
@@ -147,8 +154,9 @@ def _piece_room(record, piece):
 
 def planes_moments(record, part):
     """Compute the moments of a part's pieces into their room."""
-    for piece in range(*_pieces(record, part)):
-        first, last, _ = _piece(record, piece)
+    begin, end, divided = _pieces(record, part)
+    for piece in range(begin, end):
+        first, last, _ = _piece(record, piece, divided)
         room = _piece_room(record, piece)
         room[0], room[1] = planes.piece_moments(element_array(record, X, first, last))
     return 0
@@ -159,8 +167,9 @@ def planes_sums(record, part):
     f = fields_of(record)
     kept, writes, past = f[Y] != 0, f[G] != 0, f[PAST] != 0
     p, a, b, slope = _coefficients(record)
-    for piece in range(*_pieces(record, part)):
-        first, last, n = _piece(record, piece)
+    begin, end, divided = _pieces(record, part)
+    for piece in range(begin, end):
+        first, last, n = _piece(record, piece, divided)
         room = _piece_room(record, piece)
         x, dy = element_array(record, X, first, last), element_array(record, DY, first, last)
         y = element_array(record, Y if kept else DY, first, last)
@@ -176,8 +185,9 @@ def planes_apply(record, part):
     f = fields_of(record)
     adds, past = f[RESIDUAL] != 0, f[PAST] != 0
     p, a, b, slope = _coefficients(record)
-    for piece in range(*_pieces(record, part)):
-        first, last, n = _piece(record, piece)
+    begin, end, divided = _pieces(record, part)
+    for piece in range(begin, end):
+        first, last, n = _piece(record, piece, divided)
         x, y = element_array(record, X, first, last), element_array(record, OUT, first, last)
         residual = element_array(record, RESIDUAL if adds else X, first, last)
         planes.apply_piece(x, residual, adds, p[n], a[n], b[n], slope, y, past)
@@ -192,8 +202,9 @@ def planes_gradient(record, part):
     past = f[PAST] != 0
     # g is behind the activation already.
     slope = slope if f[Y] == 0 else slope * 0 + 1
-    for piece in range(*_pieces(record, part)):
-        first, last, n = _piece(record, piece)
+    begin, end, divided = _pieces(record, part)
+    for piece in range(begin, end):
+        first, last, n = _piece(record, piece, divided)
         x, dx = element_array(record, X, first, last), element_array(record, OUT, first, last)
         g = element_array(record, DY if f[G] == 0 else G, first, last)
         planes.gradient_piece(x, g, p[n], a[n], b[n], slope, k[n], c[n], dx, past)

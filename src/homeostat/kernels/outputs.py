@@ -20,9 +20,10 @@ from homeostat.kernels.vectors import lanes_of, load, prefetch, store
 
 
 @compiled
-def _apply_strip(x, residual, adds, at, width, rows, start, mean, scale, shift, slope, y, past):
+def _apply_strip(
+    x, residual, adds, at, width, rows, ahead, start, mean, scale, shift, slope, y, past
+):  # fmt: skip
     p, a, b = load(mean, start), load(scale, start), load(shift, start)
-    ahead = ahead_of(rows, width)
     for i in range(at, at + rows * width, width):
         prefetch(x, i + ahead)
         z = multiply_add(load(x, i) - p, a, b)
@@ -60,23 +61,25 @@ def apply(x, residual, adds, mean, scale, shift, slope, y, past):
     times, lanes = rows_side_by_side(mean.size), lanes_of(x)
     p, a, b = repeated(mean, times), repeated(scale, times), repeated(shift, times)
     width = p.size
-    visit, whole = rows_per_visit(width), x.size // width
+    visit, whole = rows_per_visit(x, width), x.size // width
+    ahead = ahead_of(visit, width)
     for first in range(0, whole, visit):
         rows = min(visit, whole - first)
         for strip in range(strips_of(width, lanes)):
             start = start_of(strip, width, lanes)
             at = first * width + start
-            _apply_strip(x, residual, adds, at, width, rows, start, p, a, b, slope, y, past)
+            _apply_strip(
+                x, residual, adds, at, width, rows, ahead, start, p, a, b, slope, y, past
+            )  # fmt: skip
     _apply_rest(x, residual, adds, whole * width, p, a, b, slope, y)
 
 
 @compiled
 def _gradient_strip(
-    x, dy, at, width, rows, start, mean, scale, shift, slope, by_x, constant, dx, past
+    x, dy, at, width, rows, ahead, start, mean, scale, shift, slope, by_x, constant, dx, past
 ):  # fmt: skip
     p, a, b = load(mean, start), load(scale, start), load(shift, start)
     k, c = load(by_x, start), load(constant, start)
-    ahead = ahead_of(rows, width)
     for i in range(at, at + rows * width, width):
         prefetch(x, i + ahead)
         prefetch(dy, i + ahead)
@@ -117,11 +120,14 @@ def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
     p, a, b = repeated(mean, times), repeated(scale, times), repeated(shift, times)
     k, c = repeated(by_x, times), repeated(constant, times)
     width = p.size
-    visit, whole = rows_per_visit(width), x.size // width
+    visit, whole = rows_per_visit(x, width), x.size // width
+    ahead = ahead_of(visit, width)
     for first in range(0, whole, visit):
         rows = min(visit, whole - first)
         for strip in range(strips_of(width, lanes)):
             start = start_of(strip, width, lanes)
             at = first * width + start
-            _gradient_strip(x, dy, at, width, rows, start, p, a, b, slope, k, c, dx, past)
+            _gradient_strip(
+                x, dy, at, width, rows, ahead, start, p, a, b, slope, k, c, dx, past
+            )  # fmt: skip
     _gradient_rest(x, dy, whole * width, p, a, b, slope, k, c, dx)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from homeostat.kernels.activation import activate, behind
-from homeostat.kernels.compiled import compiled
+from homeostat.kernels.compiled import compiled, inlined
 from homeostat.kernels.elements import add, choose, multiply_add, narrow, rounded, widen, zero_of
 from homeostat.kernels.vectors import broadcast, lanes_from, lanes_of, load, prefetch, store, total
 
@@ -41,22 +41,19 @@ def pieces_per_part(inner):
 
 
 @compiled
-def bounds(piece, inner):
-    """Return the first element of a piece and the one behind its last."""
-    pieces = pieces_per_line(inner)
-    size = -(-inner // (pieces * EVEN)) * EVEN
-    line, k = piece // pieces, piece % pieces
-    return line * inner + k * size, line * inner + min((k + 1) * size, inner)
+def piece_size(inner):
+    """Return the elements of a line's pieces but the last, which has the rest."""
+    return -(-inner // (pieces_per_line(inner) * EVEN)) * EVEN
 
 
-@compiled
+@inlined
 def _merged(count, mean, spread, more, its_mean, its_spread):
     share = more / (count + more)
     delta = its_mean - mean
     return mean + delta * share, spread + its_spread + delta * delta * (count * share)
 
 
-@compiled
+@inlined
 def _mean_of_first(x, first, last):
     """Return the mean of about the first quarter of a segment."""
     lanes, zero = lanes_of(x), zero_of(x)
@@ -73,7 +70,7 @@ def _mean_of_first(x, first, last):
     return rounded(total(sums) / quarter, x)
 
 
-@compiled
+@inlined
 def _sums_centred(x, first, last, pivot):
     """Return the sums of a segment's differences from the pivot and of their squares."""
     lanes, zero = lanes_of(x), zero_of(x)
@@ -95,7 +92,7 @@ def _sums_centred(x, first, last, pivot):
     return total(s), total(q)
 
 
-@compiled
+@inlined
 def piece_moments(x):
     """Return the mean and the sum of squared deviations.
 
@@ -112,7 +109,7 @@ def piece_moments(x):
     return mean, its_spread
 
 
-@compiled
+@inlined
 def _segment_sums(
     x, dy, y, kept, g_out, writes, first, last, mean, scale, shift, slope, past
 ):  # fmt: skip
@@ -149,7 +146,7 @@ def _segment_sums(
     return total(s), total(q)
 
 
-@compiled
+@inlined
 def piece_sums(x, dy, y, kept, g_out, writes, mean, scale, shift, slope, past):
     """Return the sums of g and of g * (x - mean), where g = dy * activation'(z).
 
@@ -166,7 +163,7 @@ def piece_sums(x, dy, y, kept, g_out, writes, mean, scale, shift, slope, past):
     return sum_g, sum_centred
 
 
-@compiled
+@inlined
 def apply_piece(x, residual, adds, mean, scale, shift, slope, y, past):
     """Compute y = activation((x - mean) * scale + shift + residual), the residual if it adds."""
     if x.size < lanes_of(x):
@@ -187,7 +184,7 @@ def apply_piece(x, residual, adds, mean, scale, shift, slope, y, past):
         store(y, at, activate(z, slope), past)
 
 
-@compiled
+@inlined
 def gradient_piece(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
     """Compute dx = scale * g + by_x * (x - mean) + constant, where g = dy * activation'(z).
 
@@ -224,13 +221,12 @@ def merge_pieces(outers, channels, inner, room, are_moments, one, other):
         one: float64, (channels,), written.
         other: like one.
     """
-    pieces = pieces_per_line(inner)
+    pieces, size = pieces_per_line(inner), piece_size(inner)
     one[:] = 0
     other[:] = 0
     for outer in range(outers):
         for k in range(pieces):
-            first, last = bounds(k, inner)
-            count, more = outer * inner + first, last - first
+            count, more = outer * inner + k * size, min(size, inner - k * size)
             for c in range(channels):
                 at = 2 * ((outer * channels + c) * pieces + k)
                 if are_moments:

@@ -70,10 +70,9 @@ def _strip_mean(x, at, width, rows):
 
 
 @compiled
-def _strip_moments(x, at, width, rows, slot, pivot, sums, squares):
+def _strip_moments(x, at, width, rows, ahead, slot, pivot, sums, squares):
     """Add a strip's rows, a multiple of four and centred on the pivot, to the sums in its slot."""
     p, s, q = load(pivot, slot), load(sums, slot), load(squares, slot)
-    ahead = ahead_of(rows, width)
     for i in range(at, at + rows * width, 4 * width):
         prefetch(x, i + ahead)
         prefetch(x, i + ahead + width)
@@ -115,6 +114,7 @@ def moments(x, channels, mean, spread):
     times, lanes = rows_side_by_side(channels), lanes_of(x)
     width = times * channels
     strips, visit = strips_of(width, lanes), BLOCK // 4
+    ahead = ahead_of(visit, width)
     zero, slots = zero_of(x), strips * lanes
     wide_mean, wide_spread = np.zeros(slots), np.zeros(slots)
     pivot, sums, squares = aligned(slots, zero), aligned(slots, zero), aligned(slots, zero)
@@ -133,7 +133,7 @@ def moments(x, channels, mean, spread):
                 at = first * width + start_of(strip, width, lanes)
                 if first == block:
                     store(pivot, strip * lanes, _strip_mean(x, at, width, its_rows), False)
-                _strip_moments(x, at, width, its_rows, strip * lanes, pivot, sums, squares)
+                _strip_moments(x, at, width, its_rows, ahead, strip * lanes, pivot, sums, squares)
         _merge_block(block, rows, origin, pivot, sums, squares, wide_mean, wide_spread)
     wide_mean = closed_up(wide_mean, width, lanes)
     wide_spread = closed_up(wide_spread, width, lanes)
@@ -153,13 +153,12 @@ def moments(x, channels, mean, spread):
 
 @compiled
 def _strip_sums(
-    x, dy, y, kept, g_out, writes, at, width, rows, slot, start,
+    x, dy, y, kept, g_out, writes, at, width, rows, ahead, slot, start,
     mean, scale, shift, slope, sums, products, past,
 ):  # fmt: skip
     """Add a strip's rows to the sums of g and of g * (x - mean) in its slot."""
     p, s, q = load(mean, start), load(sums, slot), load(products, slot)
     a, b = load(scale, start), load(shift, start)
-    ahead = ahead_of(rows, width)
     for i in range(at, at + rows * width, width):
         prefetch(x, i + ahead)
         prefetch(dy, i + ahead)
@@ -203,7 +202,8 @@ def gradient_sums(
     channels, lanes = mean.size, lanes_of(x)
     times = rows_side_by_side(channels)
     width = times * channels
-    strips, visit = strips_of(width, lanes), rows_per_visit(width)
+    strips, visit = strips_of(width, lanes), rows_per_visit(x, width)
+    ahead = ahead_of(visit, width)
     m, a, b = repeated(mean, times), repeated(scale, times), repeated(shift, times)
     zero, slots = zero_of(x), strips * lanes
     short_g, short_centred = aligned(slots, zero), aligned(slots, zero)
@@ -219,7 +219,7 @@ def gradient_sums(
                 start, slot = start_of(strip, width, lanes), strip * lanes
                 at = first * width + start
                 _strip_sums(
-                    x, dy, y, kept, g_out, writes, at, width, rows, slot, start,
+                    x, dy, y, kept, g_out, writes, at, width, rows, ahead, slot, start,
                     m, a, b, slope, short_g, short_centred, past,
                 )  # fmt: skip
         for j in range(slots):
