@@ -25,7 +25,7 @@ class Inference:
     bias: Any
 
     def _infer(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        if is_small(self, x, residual):
+        if is_small(self, x, residual, trains=False):
             y = small_eval(self, x, residual)
             if y is not None:
                 return y

@@ -13,11 +13,18 @@ from homeostat.ops.torch.small import small_inference, small_step
 Tensor = torch.Tensor
 
 
-def is_small(bn: Any, x: Tensor, residual: Tensor | None) -> bool:
-    """Return whether an input is small, and dtypes, shapes and device are the ordinary ones."""
+def is_small(bn: Any, x: Tensor, residual: Tensor | None, *, trains: bool) -> bool:
+    """Return whether an input is small, and dtypes, shapes and device are the ordinary ones.
+
+    Args:
+        bn: the module.
+        x: its input.
+        residual: added before the activation, or None.
+        trains: whether x is normalized by its own moments.
+    """
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
-    if not has_few_elements(x) or x.device.type != "cpu":
+    if not has_few_elements(x, trains=trains) or x.device.type != "cpu":
         return False
     shape, dtype, mean = x.shape, x.dtype, bn.running_mean
     if (

@@ -41,7 +41,7 @@ def train(bn: Any, x: Tensor, residual: Tensor | None, weights: Tensor | None) -
     if reduce is None:
         _refuse_one_element(x, spec.virtual_batch_size)
     again = moves and not torch.compiler.is_compiling() and _repeated()
-    if bn.plain and weights is None and is_small(bn, x, residual):
+    if bn.plain and weights is None and is_small(bn, x, residual, trains=True):
         y = small_train(bn, x, residual, moves=moves and not again)
         if y is not None:
             return y

@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from homeostat.ops.torch.choice import prefers_loops
 from homeostat.ops.torch.elements import Tensor, activated
 from homeostat.ops.torch.native import ILL_CONDITIONED
 
@@ -20,13 +21,20 @@ SMALL, SMALL_OF_FEW_ROWS, SMALL_FIRST = 1 << 15, 1 << 17, 1 << 18
 FEW_ROWS = 512
 
 
-def is_small(x: Tensor) -> bool:
-    """Return whether a whole step on x, of shape (N, C, ...), is best taken in few calls."""
+def is_small(x: Tensor, *, trains: bool) -> bool:
+    """Return whether x, of shape (N, C, ...), is best normalized in few calls.
+
+    Args:
+        x: the input.
+        trains: whether by its own moments, which the compiled loops may do better.
+    """
     size = x.numel()
     if size <= SMALL:
         return True
     if x.dim() > 2 and x.is_contiguous():
-        return size <= SMALL_FIRST
+        inner = size // (x.shape[0] * x.shape[1])
+        loops = trains and prefers_loops("train", "first", x.element_size(), size, inner)
+        return size <= SMALL_FIRST and not loops
     return size <= SMALL_OF_FEW_ROWS and size <= FEW_ROWS * x.shape[1]
 
 
