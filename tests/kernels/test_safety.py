@@ -306,11 +306,11 @@ def test_no_index_leaves_its_array(tmp_path: Path) -> None:
     assert "checked 162" in run(shapes, tmp_path, NUMBA_BOUNDSCHECK="1")
 
 
-@pytest.mark.parametrize("size", [8, 4096])
-@pytest.mark.parametrize(
-    "apply", ["planes.apply_piece, np.float32(1)", "apply_rows, np.ones(8, np.float32)"]
-)
-def test_bounds_checking_is_on_when_asked_for(tmp_path: Path, size: int, apply: str) -> None:
+PLANES, ROWS = "planes.apply_piece, np.float32(1)", "apply_rows, np.ones(8, np.float32)"
+
+
+@pytest.mark.parametrize(("apply", "size"), [(PLANES, 4096), (ROWS, 8), (ROWS, 4096)])
+def test_bounds_checking_is_on_when_asked_for(tmp_path: Path, apply: str, size: int) -> None:
     """The test above could not fail otherwise, neither of single elements nor of vectors."""
     code = f"""
         import numba, numpy as np

@@ -2,7 +2,7 @@
 
 No function is compiled with fast maths: sums of (x - mean) need their order and their NaN, and the
 backward computes the sign of an output again, to the last bit. What may be added up in any order
-says so by itself (`elements.add`).
+says so by itself (`vectors.total`).
 """
 
 from __future__ import annotations

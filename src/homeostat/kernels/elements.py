@@ -65,16 +65,6 @@ def zero_like(context: Any, value: Any) -> Any:
 
 
 @intrinsic
-def add(context: Any, total: Any, value: Any) -> Any:
-    """Return total + value, for sums whose order the compiler may choose, and nothing else."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fadd(*arguments, flags=("reassoc",))
-
-    return total(total, total), generate
-
-
-@intrinsic
 def multiply_add(context: Any, value: Any, factor: Any, addend: Any) -> Any:
     """Return value * factor + addend, rounded once on a machine that can do so, as XLA does."""
 

@@ -2,7 +2,8 @@
 
 Each of its lines, the inner elements of one channel, is contiguous. Long lines are divided into
 pieces, by their length alone, and the pieces' sums are merged in their order: the result is the
-same, bit by bit, on any number of threads. A piece's last vector overlaps the one before it.
+same, bit by bit, on any number of threads. A piece's last vector overlaps the one before it, and a
+piece with fewer elements than a vector is the start of one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,18 @@ import numpy as np
 
 from homeostat.kernels.activation import activate, behind
 from homeostat.kernels.compiled import compiled, inlined
-from homeostat.kernels.elements import add, choose, multiply_add, narrow, rounded, widen, zero_of
-from homeostat.kernels.vectors import broadcast, lanes_from, lanes_of, load, prefetch, store, total
+from homeostat.kernels.elements import choose, multiply_add, rounded, zero_of
+from homeostat.kernels.vectors import (
+    broadcast,
+    lanes_from,
+    lanes_of,
+    load,
+    load_all,
+    prefetch,
+    store,
+    store_all,
+    total,
+)
 
 # The vectors that a float32 sum runs over, a segment; they stay in the first-level cache.
 VECTORS = 32
@@ -55,15 +66,14 @@ def _merged(count, mean, spread, more, its_mean, its_spread):
 
 @inlined
 def _mean_of_first(x, first, last):
-    """Return the mean of about the first quarter of a segment."""
-    lanes, zero = lanes_of(x), zero_of(x)
-    if last - first < lanes:
-        rest = zero
-        for i in range(first, last):
-            rest = add(rest, widen(x[i]))
-        return rounded(rest / (last - first), x)
+    """Return the mean of about the first quarter of a segment, or of what is before its end."""
+    lanes = lanes_of(x)
+    if x.size < lanes:
+        prefetch(x, AHEAD)
+        return rounded(total(load_all(x)) / x.size, x)
+    first = min(first, x.size - lanes)
     quarter = max(1, (last - first) // (4 * lanes)) * lanes
-    sums = broadcast(zero, x)
+    sums = broadcast(zero_of(x), x)
     for i in range(first, first + quarter, lanes):
         prefetch(x, i + AHEAD)
         sums += load(x, i)
@@ -74,14 +84,10 @@ def _mean_of_first(x, first, last):
 def _sums_centred(x, first, last, pivot):
     """Return the sums of a segment's differences from the pivot and of their squares."""
     lanes, zero = lanes_of(x), zero_of(x)
-    if x.size < lanes:
-        rest, squares = zero, zero
-        for i in range(first, last):
-            centred = widen(x[i]) - pivot
-            rest = add(rest, centred)
-            squares = add(squares, centred * centred)
-        return rest, squares
     none, p = broadcast(zero, x), broadcast(pivot, x)
+    if x.size < lanes:
+        centred = choose(lanes_from(x.size, x), none, load_all(x) - p)
+        return total(centred), total(centred * centred)
     s, q = none, none
     for i in range(first, last, lanes):
         at = min(i, last - lanes)
@@ -114,19 +120,21 @@ def _segment_sums(
     x, dy, y, kept, g_out, writes, first, last, mean, scale, shift, slope, past
 ):  # fmt: skip
     lanes, zero = lanes_of(x), zero_of(x)
-    if x.size < lanes:
-        rest, products = zero, zero
-        for i in range(first, last):
-            centred, g = widen(x[i]) - mean, widen(dy[i])
-            z = widen(y[i]) if kept else multiply_add(centred, scale, shift)
-            g = behind(z, g, slope)
-            if writes:
-                g_out[i] = narrow(g, g_out)
-            rest = add(rest, g)
-            products = add(products, g * centred)
-        return rest, products
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     none = broadcast(zero, x)
+    if x.size < lanes:
+        prefetch(x, AHEAD)
+        prefetch(dy, AHEAD)
+        centred = load_all(x) - p
+        z = multiply_add(centred, a, b)
+        if kept:
+            prefetch(y, AHEAD)
+            z = load_all(y)
+        g = behind(z, load_all(dy), slope)
+        if writes:
+            store_all(g_out, g)
+        g = choose(lanes_from(x.size, x), none, g)
+        return total(g), total(g * centred)
     s, q = none, none
     for i in range(first, last, lanes):
         at = min(i, last - lanes)
@@ -166,14 +174,15 @@ def piece_sums(x, dy, y, kept, g_out, writes, mean, scale, shift, slope, past):
 @inlined
 def apply_piece(x, residual, adds, mean, scale, shift, slope, y, past):
     """Compute y = activation((x - mean) * scale + shift + residual), the residual if it adds."""
-    if x.size < lanes_of(x):
-        for i in range(x.size):
-            z = multiply_add(widen(x[i]) - mean, scale, shift)
-            if adds:
-                z += widen(residual[i])
-            y[i] = narrow(activate(z, slope), y)
-        return
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
+    if x.size < lanes_of(x):
+        prefetch(x, AHEAD)
+        z = multiply_add(load_all(x) - p, a, b)
+        if adds:
+            prefetch(residual, AHEAD)
+            z += load_all(residual)
+        store_all(y, activate(z, slope))
+        return
     for i in range(0, x.size, lanes_of(x)):
         at = min(i, x.size - lanes_of(x))
         prefetch(x, at + AHEAD)
@@ -190,15 +199,15 @@ def gradient_piece(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
 
     z = (x - mean) * scale + shift.
     """
-    if x.size < lanes_of(x):
-        for i in range(x.size):
-            centred, g = widen(x[i]) - mean, widen(dy[i])
-            g = behind(multiply_add(centred, scale, shift), g, slope)
-            rest = multiply_add(by_x, centred, constant)
-            dx[i] = narrow(multiply_add(scale, g, rest), dx)
-        return
     p, a, b = broadcast(mean, x), broadcast(scale, x), broadcast(shift, x)
     k, c = broadcast(by_x, x), broadcast(constant, x)
+    if x.size < lanes_of(x):
+        prefetch(x, AHEAD)
+        prefetch(dy, AHEAD)
+        centred = load_all(x) - p
+        g = behind(multiply_add(centred, a, b), load_all(dy), slope)
+        store_all(dx, multiply_add(a, g, multiply_add(k, centred, c)))
+        return
     for i in range(0, x.size, lanes_of(x)):
         at = min(i, x.size - lanes_of(x))
         prefetch(x, at + AHEAD)

@@ -86,23 +86,39 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -
 def load(context: Any, array: Any, at: Any) -> Any:
     """Return the elements of an array from an index on as a `Vector`."""
     kind = _vector_for(array)
-    element = array.dtype
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _check(builder, context, signature.args[0], *arguments, kind.lanes)
         pointer = _pointer(context, builder, signature.args[0], *arguments)
         raw = ir.VectorType(pointer.type.pointee, kind.lanes)
         value = builder.load(builder.bitcast(pointer, raw.as_pointer()), align=1)
-        if element == FLOAT16:
-            half = builder.bitcast(value, ir.VectorType(ir.HalfType(), kind.lanes))
-            return builder.fpext(half, context.get_value_type(kind))
-        if element == BFLOAT16:
-            wide = builder.zext(value, ir.VectorType(ir.IntType(32), kind.lanes))
-            bits = builder.shl(wide, _bits(builder, 16, kind.lanes))
-            return builder.bitcast(bits, context.get_value_type(kind))
-        return value
+        return _widened(builder, value, context.get_value_type(kind), array.dtype)
 
     return kind(array, types.intp), generate
+
+
+@intrinsic
+def load_all(context: Any, array: Any) -> Any:
+    """Return all elements of an array that has fewer than a `Vector`, and 0 behind them."""
+    kind = _vector_for(array)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, mask, raw = _whole(context, builder, array, arguments[0], kind)
+        value = _masked(builder, "load", raw, [pointer, _ALIGN, mask, ir.Constant(raw, None)])
+        return _widened(builder, value, context.get_value_type(kind), array.dtype)
+
+    return kind(array), generate
+
+
+def _widened(builder: Any, value: Any, wide: Any, element: Any) -> Any:
+    """Return a vector of elements as one of floats."""
+    if element == FLOAT16:
+        half = builder.bitcast(value, ir.VectorType(ir.HalfType(), wide.count))
+        return builder.fpext(half, wide)
+    if element == BFLOAT16:
+        bits = builder.zext(value, ir.VectorType(ir.IntType(32), wide.count))
+        return builder.bitcast(builder.shl(bits, _bits(builder, 16, wide.count)), wide)
+    return value
 
 
 def _narrowed(builder: Any, value: Any, raw: Any, element: Any) -> Any:
@@ -148,6 +164,48 @@ def store(context: Any, array: Any, at: Any, vector: Any, past: Any) -> Any:
 
 
 @intrinsic
+def store_all(context: Any, array: Any, vector: Any) -> Any:
+    """Write the start of a `Vector` over all of an array that has fewer elements, see `store`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, mask, raw = _whole(context, builder, array, arguments[0], vector)
+        value = _narrowed(builder, arguments[1], raw, array.dtype)
+        _masked(builder, "store", raw, [value, pointer, _ALIGN, mask])
+        return context.get_dummy_value()
+
+    return types.void(array, vector), generate
+
+
+_ALIGN = ir.IntType(32)(1)
+
+
+def _whole(context: Any, builder: Any, array_type: Any, array: Any, kind: Vector) -> Any:
+    """Return where an array starts, which lanes of a vector it has, and the vector's raw type."""
+    made = cgutils.create_struct_proxy(array_type)(context, builder, array)
+    raw = ir.VectorType(made.data.type.pointee, kind.lanes)
+    mask = builder.icmp_signed("<", _every(kind), _vector_of(
+        builder, builder.trunc(made.nitems, ir.IntType(32)), kind
+    ))  # fmt: skip
+    return builder.bitcast(made.data, raw.as_pointer()), mask, raw
+
+
+def _masked(builder: Any, what: str, raw: Any, arguments: list[Any]) -> Any:
+    element = raw.element
+    bits = f"i{element.width}" if isinstance(element, ir.IntType) else _FLOATS[type(element)]
+    result = raw if what == "load" else ir.VoidType()
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    name = f"llvm.masked.{what}.v{raw.count}{bits}.p0"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+_FLOATS = {ir.FloatType: "f32", ir.DoubleType: "f64"}
+
+
+def _every(kind: Vector | Mask) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), list(range(kind.lanes)))
+
+
+@intrinsic
 def prefetch(context: Any, array: Any, at: Any) -> Any:
     """Fetch the elements of a vector's size from an index on, or beyond the end, into the cache."""
     lines = -(-_vector_for(array).lanes * array.dtype.bitwidth // 8 // _LINE)
@@ -185,9 +243,8 @@ def lanes_from(context: Any, first: Any, array: Any) -> Any:
     kind = Mask(_vector_for(array).lanes)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        every = ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), list(range(kind.lanes)))
         wanted = _vector_of(builder, builder.trunc(arguments[0], ir.IntType(32)), kind)
-        return builder.icmp_signed(">=", every, wanted)
+        return builder.icmp_signed(">=", _every(kind), wanted)
 
     return kind(types.intp, array), generate
 
