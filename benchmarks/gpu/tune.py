@@ -154,7 +154,7 @@ def _runs(
         )
 
     def gradient(inputs: Inputs) -> Mapping[str, Tensor]:
-        given = inputs.x.detach(), inputs.dy, kept[id(inputs)], sums[id(inputs)]
+        given = inputs.x.detach(), inputs.dy, None, kept[id(inputs)], sums[id(inputs)]
         return {"dx": gpu.input_gradient(*given, count, shape, slope)}
 
     return {

@@ -17,9 +17,11 @@ def check_triton() -> None:
             TensorFlow's, where it comes first, makes Triton's end the process.
 
     Example:
-        >>> from homeostat.kernels.loading import check_triton, loads_triton
-        >>> if loads_triton():
+        >>> from homeostat.kernels.loading import check_triton
+        >>> try:
         ...     check_triton()
+        ... except (MissingExtraError, UnsupportedError):
+        ...     pass
     """
     for name, extra in (("torch", "torch"), ("triton", "gpu")):
         if importlib.util.find_spec(name) is None:
@@ -32,12 +34,3 @@ def check_triton() -> None:
             "TensorFlow was imported before Triton, which the GPU kernels need and which would end "
             "this process now: expected the other order. Import triton before tensorflow."
         )
-
-
-def loads_triton() -> bool:
-    """Return whether Triton has been imported, or can be."""
-    try:
-        check_triton()
-    except (MissingExtraError, UnsupportedError):
-        return False
-    return True

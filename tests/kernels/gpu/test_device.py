@@ -144,7 +144,7 @@ def test_operators_keep_what_they_promise_pytorch(shape: Any) -> None:
         (operators._normalize, (x, moments, None, None, None, *shape, EPSILON, None)),
         (operators._backward, (x, dy, y, kept, *shape, 0.0)),
         (operators._gradient_sums, (x, dy, None, kept, *shape, 0.0)),
-        (operators._input_gradient, (x, dy, kept, sums, None, 7, *shape, 0.0)),
+        (operators._input_gradient, (x, dy, None, kept, sums, None, 7, *shape, 0.0)),
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator, arguments)

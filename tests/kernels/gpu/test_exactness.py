@@ -113,7 +113,7 @@ def test_forward_and_backward_agree_on_every_sign(shape: Any, dtype: str, way: s
         ones = torch.ones_like(x)
         sums, _ = gpu.gradient_sums(x, ones, None, kept, shape, 0.0)
         _, _, dbeta, _ = gpu.backward(x, ones, None, kept, shape, 0.0)
-        dx = gpu.input_gradient(x, ones, kept, torch.zeros_like(sums), 1, shape, 0.0)
+        dx = gpu.input_gradient(x, ones, None, kept, torch.zeros_like(sums), 1, shape, 0.0)
     positive = (y > 0).sum((0, 2))
     assert 32 < positive.double().mean() < 96
     assert sums[1].tolist() == dbeta.tolist() == positive.tolist()
@@ -163,8 +163,8 @@ def test_two_replicas_equal_the_whole(slope: Any, with_residual: bool, counted: 
     close(sums[1], wide(whole.dbeta), 3e-6, 12.0)
     count = counts.sum() if counted else 150
     for part, shape_of_part, kept, _, g in passes:
-        entered, left = (dy[part], slope) if g is None else (g, None)
-        dx = gpu.input_gradient(x[part], entered, kept, sums, count, shape_of_part, left)
+        given = (x[part], dy[part], g, kept, sums, count)
+        dx = gpu.input_gradient(*given, shape_of_part, slope)
         close(dx, wide(whole.dx[part]), 3e-6)
 
 

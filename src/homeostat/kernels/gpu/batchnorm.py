@@ -178,8 +178,7 @@ def backward(
     if not _is_resident(way, x):
         sums = _channels(x, shape, 2, torch.float64)
         _gradient_sums(x, dy, y, g, kept, shape, slope, sums, results)
-        dx = _input_gradient(x, dy if g is None else g, kept, sums, count, shape, _left(slope, g))
-        return dx, results, g
+        return _input_gradient(x, dy, g, kept, sums, count, shape, slope), results, g
     dx = torch.empty_like(x)
     partials, arrivals = _meeting(x, 2, way, shape)
     arguments = {"x": x, "dy": dy, "y": y if g is not None else None, "g": g, "kept": kept}
@@ -214,7 +213,8 @@ def gradient_sums(
 
 def input_gradient(
     x: Tensor,
-    g: Tensor,
+    dy: Tensor,
+    g: Tensor | None,
     kept: Tensor,
     sums: Tensor,
     count: int | Tensor,
@@ -225,14 +225,15 @@ def input_gradient(
 
     Args:
         x: as it was normalized.
-        g: like x, of `gradient_sums`; dy where that returned none.
+        dy: like x.
+        g: what `gradient_sums` returned.
         kept: what the forward pass kept of the channels.
         sums: dgamma and dbeta of all replicas, (2, channels).
         count: elements to a channel of all replicas, or a tensor of one number on x's device.
         shape: how x is divided.
-        slope: as in the forward pass where g is dy; None where g came of `gradient_sums`.
+        slope: as in the forward pass.
     """
-    return _input_gradient(x, g, kept, sums, count, _divided(shape), slope)
+    return _input_gradient(x, dy, g, kept, sums, count, _divided(shape), slope)
 
 
 def _find_moments(
@@ -300,7 +301,8 @@ def _gradient_sums(
 
 def _input_gradient(
     x: Tensor,
-    g: Tensor,
+    dy: Tensor,
+    g: Tensor | None,
     kept: Tensor,
     sums: Tensor,
     count: int | Tensor,
@@ -308,8 +310,10 @@ def _input_gradient(
     slope: float | None,
 ) -> Tensor:
     dx, way = torch.empty_like(x), plan(shape, x.dtype, "gradient", x.device)
-    arguments = {"x": x, "g": g, "kept": kept, "sums": sums, "count": count, "dx": dx}
-    arguments |= {"SLOPE": slope, "COUNTED": isinstance(count, torch.Tensor)}
+    # g is behind the activation already.
+    entered, left = (dy, slope) if g is None else (g, None)
+    arguments = {"x": x, "g": entered, "kept": kept, "sums": sums, "count": count, "dx": dx}
+    arguments |= {"SLOPE": left, "COUNTED": isinstance(count, torch.Tensor)}
     arguments |= {**_sizes(shape, way), "tiles_per_split": _splits(way, shape)["tiles_per_split"]}
     launch(gradients.differentiate_tiles, _programs(way, shape), way, arguments)
     return dx
@@ -331,11 +335,6 @@ def _is_resident(way: Plan, x: Tensor) -> bool:
 def _entering(x: Tensor, y: Tensor | None, slope: float | None) -> Tensor | None:
     """Return where g goes, None where it is dy or computed again."""
     return None if y is None or slope is None else torch.empty_like(x)
-
-
-def _left(slope: float | None, g: Tensor | None) -> float | None:
-    """Return the slope that is still to be applied once g has been written."""
-    return slope if g is None else None
 
 
 def _channels(x: Tensor, shape: Shape, rows: int, dtype: torch.dtype | None = None) -> Tensor:

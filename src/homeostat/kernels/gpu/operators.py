@@ -71,8 +71,7 @@ def backward(
     if _is_traced(x):
         if count is not None:
             sums, g = gradient_sums(x, dy, y, kept, shape, slope)
-            entered, left = (dy, slope) if g is None else (g, None)
-            dx = input_gradient(x, entered, kept, sums, count, shape, left)
+            dx = input_gradient(x, dy, g, kept, sums, count, shape, slope)
             return dx, *sums.to(kept.dtype).unbind(), g
         dx, results, g = _backward(x, dy, y, kept, *shape, slope)
     else:
@@ -92,7 +91,8 @@ def gradient_sums(
 
 def input_gradient(
     x: Tensor,
-    g: Tensor,
+    dy: Tensor,
+    g: Tensor | None,
     kept: Tensor,
     sums: Tensor,
     count: int | Tensor,
@@ -101,10 +101,10 @@ def input_gradient(
 ) -> Tensor:
     """See `batchnorm.input_gradient`."""
     if not _is_traced(x):
-        return batchnorm.input_gradient(x, g, kept, sums, count, shape, slope)
+        return batchnorm.input_gradient(x, dy, g, kept, sums, count, shape, slope)
     if isinstance(count, torch.Tensor):
-        return _input_gradient(x, g, kept, sums, count, 0, *shape, slope)
-    return _input_gradient(x, g, kept, sums, None, count, *shape, slope)
+        return _input_gradient(x, dy, g, kept, sums, count, 0, *shape, slope)
+    return _input_gradient(x, dy, g, kept, sums, None, count, *shape, slope)
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -203,7 +203,8 @@ def _gradient_sums(
 @triton_op("homeostat::gpu_input_gradient", mutates_args=())
 def _input_gradient(
     x: Tensor,
-    g: Tensor,
+    dy: Tensor,
+    g: Tensor | None,
     kept: Tensor,
     sums: Tensor,
     counted: Tensor | None,
@@ -216,4 +217,4 @@ def _input_gradient(
     shape = Shape(int(outer), int(channels), int(inner))
     with traceable():
         n = int(count) if counted is None else counted
-        return batchnorm.input_gradient(x, g, kept, sums, n, shape, slope)
+        return batchnorm.input_gradient(x, dy, g, kept, sums, n, shape, slope)

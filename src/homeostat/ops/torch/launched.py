@@ -193,8 +193,7 @@ def _gradients(
         # A replica's gradients of gamma and beta are its own; those of x go through all.
         dgamma, dbeta = sums.clone().unbind()
         total = call.all_reduce(sums)
-        left = call.slope if g is None else None
-        dx = kernels.input_gradient(x, dy if g is None else g, kept, total, count, shape, left)
+        dx = kernels.input_gradient(x, dy, g, kept, total, count, shape, call.slope)
         found = [dx, dgamma, dbeta]
     # Without an activation the gradient behind it is dy; without a residual nobody asks for it.
     return tuple(found), dy if g is None else g
