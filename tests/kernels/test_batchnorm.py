@@ -12,6 +12,7 @@ from homeostat import reference
 numba = pytest.importorskip("numba", reason="the CPU kernels need numba")
 batchnorm = pytest.importorskip("homeostat.kernels.batchnorm")
 elements = pytest.importorskip("homeostat.kernels.elements")
+conversions = pytest.importorskip("homeostat.kernels.halves")
 vectors = pytest.importorskip("homeostat.kernels.vectors")
 
 # (outer, channels, inner): single elements, odd sizes, several parts, lines of several pieces.
@@ -358,11 +359,22 @@ def _narrowed(values: Any, out: Any) -> None:
         out[i] = elements.narrow(values[i], out)
 
 
-@numba.njit
 def _copied_by_vectors(values: Any, out: Any) -> None:
     lanes = vectors.lanes_of(values)
     for i in range(0, values.size, lanes):
         vectors.store(out, i, vectors.load(values, i), False)
+
+
+@pytest.fixture(params=["one by one", "as vectors", "as vectors, by shifts"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What widens and what narrows elements."""
+    if request.param == "one by one":
+        return _widened, _narrowed
+    if "shifts" in request.param:
+        # As on a processor that cannot convert float16.
+        monkeypatch.setattr(conversions, "CONVERTS", False)
+    copied = numba.njit(_copied_by_vectors)
+    return copied, copied
 
 
 # NumPy's own casts of NaN and of what overflows.
@@ -371,7 +383,6 @@ quiet = pytest.mark.filterwarnings("ignore:.*encountered in cast:RuntimeWarning"
 
 @quiet
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("ways", [(_widened, _narrowed), (_copied_by_vectors,) * 2])
 def test_all_16_bit_numbers_come_through(dtype: str, ways: Any) -> None:
     widened, narrowed = ways
     bits = np.arange(2**16, dtype=np.uint16).view(BITS[dtype])
@@ -385,8 +396,8 @@ def test_all_16_bit_numbers_come_through(dtype: str, ways: Any) -> None:
 
 
 @quiet
-@pytest.mark.parametrize("narrowed", [_narrowed, _copied_by_vectors])
-def test_rounding_to_16_bits_is_to_the_nearest_even(narrowed: Any) -> None:
+def test_rounding_to_16_bits_is_to_the_nearest_even(ways: Any) -> None:
+    _, narrowed = ways
     rng = np.random.default_rng(0)
     spread = rng.standard_normal(200_000) * 10.0 ** rng.integers(-12, 8, 200_000)
     ties = np.arange(2**16, dtype=np.uint32) << 16 | 0x8000

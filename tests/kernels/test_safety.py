@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ torch = pytest.importorskip("torch")
 ops = pytest.importorskip("homeostat.ops.torch")
 
 from homeostat.kernels import threads  # noqa: E402
+from tests.command import run_homeostat  # noqa: E402
 from tests.ops.adapters import kernels_for_all  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
@@ -294,6 +296,17 @@ def run(shapes: str, tmp_path: Path, **environment: str) -> str:
     # C functions have nobody to raise an error to: it is printed.
     assert "Error" not in done.stderr, done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86's features")
+@pytest.mark.parametrize("features", ["", "+avx2,+fma,+f16c"], ids=["SSE2", "AVX2"])
+def test_the_loops_run_on_older_processors(tmp_path: Path, features: str) -> None:
+    older = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
+    assert "checked 3" in run("[(67, 70, 1), (3, 17, 7), (3, 17, 49)]", tmp_path, **older)
+    if "f16c" not in features:
+        # The compiler alone would call a conversion that nobody has, which ends the process.
+        done = run_homeostat("warmup", "--dtype", "float16", NUMBA_CACHE_DIR=str(tmp_path), **older)
+        assert done.returncode == 0, done.stderr
 
 
 COUNTS = "[*range(1, 71), 96, 128, 255, 256, 257, 300, 512, 768, 1000, 2048]"

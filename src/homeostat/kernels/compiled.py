@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import cfunc, njit
+import llvmlite.binding
+from numba import cfunc, config, njit
 from numba.core import event
 from numba.extending import register_jitable
 
@@ -31,6 +32,13 @@ def _digest() -> str:
 # Loops of one file call those of another, and numba looks at one file only to tell whether what it
 # kept is still new. It keeps it under the function's name.
 _VERSION = _digest()
+
+
+def processor_has(feature: str) -> bool:
+    """Return whether the processor that code is compiled for has a feature, such as "avx2"."""
+    if config.CPU_FEATURES is not None:
+        return f"+{feature}" in config.CPU_FEATURES.split(",")
+    return bool(llvmlite.binding.get_host_cpu_features().get(feature))
 
 
 def compiled(function: Callable[..., Any]) -> Any:

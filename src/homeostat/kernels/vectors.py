@@ -11,18 +11,19 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from homeostat.kernels.elements import BFLOAT16, FLOAT16, statistics_of
+from homeostat.kernels.compiled import processor_has
+from homeostat.kernels.elements import statistics_of
+from homeostat.kernels.halves import narrowed, widened
 
 # The bytes of a vector's values: four registers of machines that have many large ones. What a loop
 # keeps should fit all registers.
-BYTES = 256 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 64
+BYTES = 256 if processor_has("avx512f") else 64
 # The values in a vector of float32; one of float64 has half as many.
 LANES = BYTES // 4
 _LINE = 64
@@ -73,10 +74,6 @@ def _vector_of(builder: Any, value: Any, kind: Vector | Mask) -> Any:
     return builder.shuffle_vector(filled, filled, first)
 
 
-def _bits(builder: Any, value: int, lanes: int) -> Any:
-    return ir.Constant(ir.VectorType(ir.IntType(32), lanes), [value] * lanes)
-
-
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.gep(data, [at])
@@ -92,7 +89,7 @@ def load(context: Any, array: Any, at: Any) -> Any:
         pointer = _pointer(context, builder, signature.args[0], *arguments)
         raw = ir.VectorType(pointer.type.pointee, kind.lanes)
         value = builder.load(builder.bitcast(pointer, raw.as_pointer()), align=1)
-        return _widened(builder, value, context.get_value_type(kind), array.dtype)
+        return widened(builder, value, context.get_value_type(kind), array.dtype)
 
     return kind(array, types.intp), generate
 
@@ -105,36 +102,9 @@ def load_all(context: Any, array: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, mask, raw = _whole(context, builder, array, arguments[0], kind)
         value = _masked(builder, "load", raw, [pointer, _ALIGN, mask, ir.Constant(raw, None)])
-        return _widened(builder, value, context.get_value_type(kind), array.dtype)
+        return widened(builder, value, context.get_value_type(kind), array.dtype)
 
     return kind(array), generate
-
-
-def _widened(builder: Any, value: Any, wide: Any, element: Any) -> Any:
-    """Return a vector of elements as one of floats."""
-    if element == FLOAT16:
-        half = builder.bitcast(value, ir.VectorType(ir.HalfType(), wide.count))
-        return builder.fpext(half, wide)
-    if element == BFLOAT16:
-        bits = builder.zext(value, ir.VectorType(ir.IntType(32), wide.count))
-        return builder.bitcast(builder.shl(bits, _bits(builder, 16, wide.count)), wide)
-    return value
-
-
-def _narrowed(builder: Any, value: Any, raw: Any, element: Any) -> Any:
-    """Return a vector of floats as the elements that are kept."""
-    if element == FLOAT16:
-        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), raw.count))
-        return builder.bitcast(half, raw)
-    if element != BFLOAT16:
-        return value
-    sixteen = _bits(builder, 16, raw.count)
-    bits = builder.bitcast(value, sixteen.type)
-    odd = builder.and_(builder.lshr(bits, sixteen), _bits(builder, 1, raw.count))
-    bits = builder.add(bits, builder.add(odd, _bits(builder, 0x7FFF, raw.count)))
-    bits = builder.lshr(bits, sixteen)
-    nan = builder.fcmp_unordered("uno", value, value)
-    return builder.trunc(builder.select(nan, _bits(builder, 0x7FC0, raw.count), bits), raw)
 
 
 @intrinsic
@@ -149,7 +119,7 @@ def store(context: Any, array: Any, at: Any, vector: Any, past: Any) -> Any:
         _check(builder, context, signature.args[0], *arguments[:2], vector.lanes)
         pointer = _pointer(context, builder, signature.args[0], *arguments[:2])
         raw = ir.VectorType(pointer.type.pointee, vector.lanes)
-        value = _narrowed(builder, arguments[2], raw, array.dtype)
+        value = narrowed(builder, arguments[2], raw, array.dtype)
         pointer = builder.bitcast(pointer, raw.as_pointer())
         size = vector.lanes * array.dtype.bitwidth // 8
         with builder.if_else(arguments[3]) as (beside, ordinary):
@@ -169,7 +139,7 @@ def store_all(context: Any, array: Any, vector: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, mask, raw = _whole(context, builder, array, arguments[0], vector)
-        value = _narrowed(builder, arguments[1], raw, array.dtype)
+        value = narrowed(builder, arguments[1], raw, array.dtype)
         _masked(builder, "store", raw, [value, pointer, _ALIGN, mask])
         return context.get_dummy_value()
 
