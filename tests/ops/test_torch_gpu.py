@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +11,9 @@ import pytest
 
 import homeostat
 from homeostat import reference
-from tests.kernels.gpu.devices import DEVICE, INTERPRETED, ON_GPU
+from tests.kernels.gpu.devices import DEVICE, need_kernels
 
+need_kernels()
 torch = pytest.importorskip("torch", reason="the GPU kernels need PyTorch")
 
 from homeostat.errors import NonFiniteBatchError  # noqa: E402
@@ -27,11 +22,6 @@ from homeostat.ops import torch as ops  # noqa: E402
 from homeostat.spec import BatchNormSpec  # noqa: E402
 from homeostat.torch import BatchNorm2d  # noqa: E402
 
-HERE = Path(__file__)
-runs = pytest.mark.skipif(
-    not (ON_GPU or INTERPRETED),
-    reason="no GPU here: test_these_pass_in_the_interpreter runs it in Triton's interpreter",
-)
 EPSILON = 1e-3
 
 
@@ -39,21 +29,6 @@ EPSILON = 1e-3
 def _switched_on() -> Iterator[None]:
     with homeostat.kernels(True, gpu=True):
         yield
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(ON_GPU, reason="there is a GPU: the kernels run there")
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
-def test_these_pass_in_the_interpreter() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", HERE],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        cwd=HERE.parents[2],
-    )
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-    assert re.search(r"\d{2,} passed", run.stdout), run.stdout[-2000:]
 
 
 def draw(*shape: int, last: bool = False, dtype: Any = torch.float32) -> Any:
@@ -71,7 +46,6 @@ def wide(t: Any) -> Any:
     return t.detach().double().cpu().numpy()
 
 
-@runs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
@@ -103,7 +77,6 @@ def test_a_step_equals_the_oracle(
         np.testing.assert_allclose(wide(one), other, **close)
 
 
-@runs
 def test_what_the_kernels_take() -> None:
     def launched(x: Any, **options: Any) -> bool:
         return is_launched(ops.normalize_batch(x, axis=1, **options)[0])
@@ -120,7 +93,6 @@ def test_what_the_kernels_take() -> None:
         assert not launched(x)
 
 
-@runs
 def test_given_moments_and_inference() -> None:
     x, mean, variance = draw(4, 3, 2, 2), torch.randn(3, device=DEVICE), torch.rand(3).to(DEVICE)
     y, batch = ops.normalize_batch(x, axis=1, epsilon=EPSILON, batch=Moments(16, mean, variance))
@@ -134,7 +106,6 @@ def test_given_moments_and_inference() -> None:
     np.testing.assert_allclose(wide(moments.variance), wide(x).var((0, 2, 3)), rtol=1e-6)
 
 
-@runs
 @pytest.mark.parametrize("activation", [None, "leaky_relu"])
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 def test_gradients_of_gradients(activation: str | None, residual: bool) -> None:
@@ -174,7 +145,6 @@ class Replicas:
         return self.sums[len(mine) - 1].clone() if known else tensor.clone()
 
 
-@runs
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_replicas_compute_what_the_whole_does(activation: str | None) -> None:
     whole, dy, added = (draw(6, 3, 4, 2) for _ in range(3))
@@ -205,7 +175,6 @@ def test_replicas_compute_what_the_whole_does(activation: str | None) -> None:
         torch.testing.assert_close(one, other, **close)
 
 
-@runs
 def test_a_module_trains_as_the_native_one_does() -> None:
     ours, native = BatchNorm2d(4, activation="relu").to(DEVICE), torch.nn.BatchNorm2d(4).to(DEVICE)
     # Larger than what is best taken in PyTorch's few calls on a CPU.
@@ -230,7 +199,6 @@ def state(channels: int, dtype: Any) -> list[Any]:
     return [t.to(DEVICE) for t in made]
 
 
-@runs
 # The interpreter computes with NumPy, which warns of infinity less infinity.
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("sample", [False, True], ids=["population", "sample"])
@@ -259,7 +227,6 @@ def test_statistics_follow_in_passing(shape: Any, dtype: Any, sample: bool, bad:
     assert updates == 8
 
 
-@runs
 def test_statistics_that_the_kernels_cannot_move_are_left_to_the_caller() -> None:
     x = draw(4, 5, 3, 3)
     for change in (
@@ -277,7 +244,6 @@ def test_statistics_that_the_kernels_cannot_move_are_left_to_the_caller() -> Non
         torch.testing.assert_close([t for t in moving if isinstance(t, torch.Tensor)], kept)
 
 
-@runs
 def test_what_must_be_raised_is_looked_at() -> None:
     module = BatchNorm2d(4, nonfinite="raise").to(DEVICE)
     x = draw(40, 4, 15, 15, last=True).detach()
@@ -285,35 +251,3 @@ def test_what_must_be_raised_is_looked_at() -> None:
     with pytest.raises(NonFiniteBatchError, match="channels 1:"):
         module(x)
     assert torch.isfinite(module.running_mean).all()
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset:UserWarning")
-@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter does not compile")
-def test_the_compiler_sees_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU the graph is looked at, not run."""
-    triton = pytest.importorskip("triton", reason="the GPU kernels need the extra gpu")
-    from torch._dynamo.backends.common import aot_autograd
-    from triton.backends.compiler import GPUTarget
-
-    class SeenError(Exception):
-        pass
-
-    def see(graph: Any, _: Any) -> Any:
-        names.extend(str(node.target) for node in graph.graph.nodes)
-        raise SeenError
-
-    if not ON_GPU:
-        target = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
-        monkeypatch.setattr(triton.runtime.driver, "_active", target)
-        monkeypatch.setattr(homeostat.kernels, "enabled_on", lambda device: True)
-    names: list[str] = []
-    torch._dynamo.reset()
-    module = BatchNorm2d(6, activation="relu").to(DEVICE)
-    compiled = torch.compile(module, backend=aot_autograd(fw_compiler=see), fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="SeenError"):
-        compiled(draw(40, 6, 50, 5), draw(40, 6, 50, 5))
-    torch._dynamo.reset()
-    assert any("triton_kernel_wrapper" in name for name in names)
-    # None of the formula that the compiler takes apart elsewhere is left.
-    assert not any("rsqrt" in name or "var" in name for name in names)

@@ -22,7 +22,9 @@ HERE = Path(__file__).parent
 @pytest.mark.slow
 @pytest.mark.skipif(ON_GPU, reason="there is a GPU: the kernels run there")
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
-@pytest.mark.parametrize("module", ["test_steps.py", "test_exactness.py"])
+@pytest.mark.parametrize(
+    "module", ["test_steps.py", "test_exactness.py", "../../ops/test_torch_gpu.py"]
+)
 def test_kernels_pass_in_the_interpreter(module: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", HERE / module],
