@@ -32,9 +32,10 @@ def is_small(x: Tensor, *, trains: bool) -> bool:
     if size <= SMALL:
         return True
     if x.dim() > 2 and x.is_contiguous():
+        if size > SMALL_FIRST or not trains:
+            return size <= SMALL_FIRST
         inner = size // (x.shape[0] * x.shape[1])
-        loops = trains and prefers_loops("train", "first", x.element_size(), size, inner)
-        return size <= SMALL_FIRST and not loops
+        return not prefers_loops("train", "first", x.element_size(), size, inner)
     return size <= SMALL_OF_FEW_ROWS and size <= FEW_ROWS * x.shape[1]
 
 
