@@ -18,7 +18,6 @@ from homeostat.ops.torch.elements import (
     Tensor,
     as_asked,
     behind_activation,
-    dtypes,
     statistics,
 )
 from homeostat.ops.torch.memory import Memory
@@ -78,7 +77,6 @@ class Compiled(torch.autograd.Function):
         both = call.slope is not None and residual is not None
         ctx.save_for_backward(x, gamma, y if both else None)
         ctx.loops, ctx.memory, ctx.call = loops, memory, call
-        ctx.dtypes = dtypes(x, gamma, beta, residual)
         return y
 
     @staticmethod
@@ -94,7 +92,7 @@ class Compiled(torch.autograd.Function):
             gradients = as_asked(ctx, found, g, x.shape)
         else:
             found = _gradients(ctx.loops, x, dy, y, ctx.memory)
-            gradients = map(_in_dtype, found, ctx.dtypes)
+            gradients = map(_in_dtype, found, ctx.call.dtypes)
         return *gradients, None, None, None, None
 
 

@@ -28,6 +28,7 @@ class Call(NamedTuple):
         slope: the activation's, or None for none.
         memory: how the input lies, or None where the compiled loops cannot take it.
         all_reduce: sums a tensor over all replicas, or None.
+        dtypes: of the input, gamma, beta and the residual, None for one that there is not.
     """
 
     layout: Layout
@@ -35,6 +36,7 @@ class Call(NamedTuple):
     slope: float | None
     memory: Memory | None = None
     all_reduce: AllReduce | None = None
+    dtypes: tuple[torch.dtype | None, ...] = ()
 
 
 class _Like(NamedTuple):
@@ -82,7 +84,8 @@ def call_of(
         x, axis, epsilon=epsilon, gamma=gamma, beta=beta, residual=residual, weights=weights
     )
     memory = None if traced else Memory.of(x, layout.channel_axes)
-    return Call(layout, epsilon, slope_of(activation), memory)
+    each = _dtypes(x, gamma, beta, residual)
+    return Call(layout, epsilon, slope_of(activation), memory, dtypes=each)
 
 
 _ACTIVATIONS = (type(None), str, Activation)
@@ -97,7 +100,12 @@ def _alike(
         x, axis, epsilon=epsilon, gamma=gamma, beta=beta, residual=residual, weights=weights
     )
     memory = memory_of(x.shape, strides, x.dtype, layout.channel_axes)
-    return Call(layout, epsilon, slope_of(activation), memory)
+    each = _dtypes(x, gamma, beta, residual)
+    return Call(layout, epsilon, slope_of(activation), memory, dtypes=each)
+
+
+def _dtypes(*tensors: Tensor | _Like | None) -> tuple[torch.dtype | None, ...]:
+    return tuple(None if t is None else t.dtype for t in tensors)
 
 
 def statistics(x: Tensor) -> torch.dtype:
@@ -133,11 +141,6 @@ def fit(t: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Te
     if dtype is not None and t.dtype != dtype:
         t = t.to(dtype)
     return t if t.shape == shape else t.reshape(shape)
-
-
-def dtypes(*tensors: Tensor | None) -> tuple[torch.dtype | None, ...]:
-    """Return the tensors' dtypes, None for None."""
-    return tuple(None if t is None else t.dtype for t in tensors)
 
 
 def finish(
@@ -189,7 +192,7 @@ def as_asked(ctx: Any, found: Gradients, g: Tensor, shape: torch.Size) -> tuple[
     """Return the gradients to x, gamma, beta and the residual that autograd asks for.
 
     Args:
-        ctx: has the `Call` as ``call`` and the four arguments' dtypes as ``dtypes``.
+        ctx: has the `Call` as ``call``.
         found: dx, dgamma and dbeta in any dtype, the latter two of any shape.
         g: the gradient behind the activation.
         shape: x's shape.
@@ -198,7 +201,7 @@ def as_asked(ctx: Any, found: Gradients, g: Tensor, shape: torch.Size) -> tuple[
     asked = zip(
         (*found, g),
         (shape, channels, channels, shape),
-        ctx.dtypes,
+        ctx.call.dtypes,
         ctx.needs_input_grad[:4],
         strict=True,
     )

@@ -17,7 +17,6 @@ from homeostat.ops.torch.elements import (
     Tensor,
     as_asked,
     behind_activation,
-    dtypes,
     statistics,
 )
 from homeostat.ops.torch.memory import Memory
@@ -123,7 +122,6 @@ class Launched(torch.autograd.Function):
         many = count if isinstance(count, Tensor) else None
         ctx.save_for_backward(x, gamma, kept, many, y if both else None)
         ctx.memory, ctx.call, ctx.count = memory, call, None if many is not None else count
-        ctx.dtypes = dtypes(x, gamma, beta, residual)
         ctx.mark_non_differentiable(found)
         ctx.set_materialize_grads(False)
         return y, found

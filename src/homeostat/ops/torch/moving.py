@@ -9,6 +9,7 @@ import torch
 from homeostat.ops.torch.memory import PLAIN, Memory, loops
 
 Tensor = torch.Tensor
+_CPU = torch.device("cpu")
 
 
 class Moving(NamedTuple):
@@ -40,13 +41,13 @@ class Moving(NamedTuple):
         """
         mean, variance, updates, momentum, sample, _ = self
         count = memory.shape[0] * memory.shape[2]
-        if count < 2 or not self._fits(memory, torch.device("cpu")):
+        if count < 2 or not self._fits(memory, _CPU):
             return None
         _tell_of_change(mean, variance, updates)
-        addresses = (0 if t is None else t.data_ptr() for t in (mean, variance, updates))
+        counter = 0 if updates is None else updates.data_ptr()
         new = 1.0 - momentum
         weights = momentum, new, new * (count / (count - 1)) if sample else new
-        return loops().Moving(*addresses, weights)
+        return loops().Moving(mean.data_ptr(), variance.data_ptr(), counter, weights)
 
     def on_gpu(self, memory: Memory, x: Tensor) -> Any:
         """Return this as the kernels for GPUs take it, for a batch x, or None where they cannot.
@@ -68,8 +69,12 @@ class Moving(NamedTuple):
     def _fits(self, memory: Memory, device: torch.device) -> bool:
         """Return whether statistics and count are what kernels can move for a batch."""
         dtype = torch.float64 if memory.dtype == torch.float64 else torch.float32
-        both = all(_is_plain(t, dtype, memory.channels, device) for t in self[:2])
-        return both and (self.updates is None or _is_plain(self.updates, torch.int64, (), device))
+        mean, variance, updates, channels = self.mean, self.variance, self.updates, memory.channels
+        if not _is_plain(mean, dtype, channels, device):
+            return False
+        if not _is_plain(variance, dtype, channels, device):
+            return False
+        return updates is None or _is_plain(updates, torch.int64, (), device)
 
 
 def _is_plain(t: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> bool:
@@ -80,6 +85,4 @@ def _is_plain(t: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: tor
 
 
 def _tell_of_change(*tensors: Tensor | None) -> None:
-    for t in tensors:
-        if t is not None:
-            torch.autograd.graph.increment_version(t)
+    torch.autograd.graph.increment_version([t for t in tensors if t is not None])

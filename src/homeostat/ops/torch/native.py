@@ -21,7 +21,6 @@ from homeostat.ops.torch.elements import (
     Tensor,
     as_asked,
     behind_activation,
-    dtypes,
     finish_in_place,
     fit,
     flat,
@@ -125,7 +124,7 @@ class Native(torch.autograd.Function):
         scale = torch.rsqrt(variance + call.epsilon)
         kept = None if call.slope is None else y
         ctx.save_for_backward(x, gamma, offset, scale, pivot, kept)
-        ctx.view, ctx.call, ctx.dtypes = view, call, dtypes(x, gamma, beta, residual)
+        ctx.view, ctx.call = view, call
         shape = call.layout.channel_shape
         mean = offset if pivot is None else pivot + offset
         mean, variance = fit(mean, shape), fit(variance, shape)
