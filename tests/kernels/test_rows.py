@@ -9,14 +9,19 @@ import pytest
 
 numba = pytest.importorskip("numba", reason="the CPU kernels need numba")
 loops = pytest.importorskip("homeostat.kernels.sums")
+outputs = pytest.importorskip("homeostat.kernels.outputs")
 strips = pytest.importorskip("homeostat.kernels.strips")
 
 loop_moments = numba.njit(lambda *of: loops.moments(*of))
 loop_sums = numba.njit(lambda *of: loops.gradient_sums(*of))
+loop_apply = numba.njit(lambda *of: outputs.apply(*of))
+loop_gradient = numba.njit(lambda *of: outputs.gradient(*of))
 
 # Wide rows that are whole, that leave a rest, that are one row, less than four of them, and more
 # than one block.
 SHAPES = [(1, 1), (3, 5), (64, 16), (4, 1024), (257, 1024), (1000, 3), (5000, 64), (150, 1500)]
+# Elements of tensors that the cache keeps, and that it does not.
+SMALL, LARGE = 1, 2**40
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +77,10 @@ def test_moments_that_are_not_finite_stay_in_their_channel() -> None:
 @pytest.mark.parametrize("slope", [None, 0.0, 0.25])
 @pytest.mark.parametrize("through_y", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradient_sums_equal_numpy(shape: Any, slope: float | None, through_y: bool) -> None:
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_gradient_sums_equal_numpy(
+    shape: Any, slope: float | None, through_y: bool, size: int
+) -> None:
     x, dy = draw(*shape), draw(*shape, seed=1)
     mean, scale, shift = draw(3, shape[1], seed=2)
     z = (x - mean) * scale + shift
@@ -84,8 +92,8 @@ def test_gradient_sums_equal_numpy(shape: Any, slope: float | None, through_y: b
     flat, flat_dy = x.ravel(), dy.ravel()
     g_out = np.full_like(flat, np.nan)
     loop_sums(
-        flat, flat_dy, y, through_y, g_out, through_y, mean, scale, shift, slopes, *sums, False
-    )
+        flat, flat_dy, y, through_y, g_out, through_y, mean, scale, shift, slopes, *sums, False, size
+    )  # fmt: skip
     g = dy.astype(np.float64) * (1.0 if slope is None else np.where(z > 0, 1.0, slope))
     if through_y:
         np.testing.assert_allclose(g_out.reshape(x.shape), g, rtol=1e-6)
@@ -99,8 +107,23 @@ def test_a_slope_of_0_stops_what_is_not_finite() -> None:
     x, dy = np.float32([1, -1]), np.float32([2, np.inf])
     one, sums = np.ones(1, np.float32), np.empty((2, 1))
     zero = np.zeros(1, np.float32)
-    loop_sums(x, dy, dy, False, dy, False, zero, one, zero, np.float32(0), *sums, False)
+    loop_sums(x, dy, dy, False, dy, False, zero, one, zero, np.float32(0), *sums, False, SMALL)
     assert sums.tolist() == [[2.0], [2.0]]
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_size_of_a_tensor_changes_no_bit(shape: Any, adds: bool) -> None:
+    x, dy = draw(*shape).ravel(), draw(*shape, seed=1).ravel()
+    mean, scale, shift, by_x, constant = draw(5, shape[1], seed=2)
+    slope, found = np.float32(0.25), []
+    for size in (SMALL, LARGE):
+        y, dx = np.full((2, x.size), np.nan, np.float32)
+        loop_apply(x, dy, adds, mean, scale, shift, slope, y, False, size)
+        loop_gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx, False, size)
+        found.append(np.stack([y, dx]))
+    np.testing.assert_array_equal(*found)
+    assert np.isfinite(found).all()
 
 
 @pytest.mark.parametrize(("rows", "channels"), [(1, 1), (10**6, 64), (128, 1024), (10**7, 3)])

@@ -319,7 +319,8 @@ def test_no_index_leaves_its_array(tmp_path: Path) -> None:
     assert "checked 162" in run(shapes, tmp_path, NUMBA_BOUNDSCHECK="1")
 
 
-PLANES, ROWS = "planes.apply_piece, np.float32(1)", "apply_rows, np.ones(8, np.float32)"
+PLANES = "planes.apply_piece, np.float32(1), ()"
+ROWS = "apply_rows, np.ones(8, np.float32), (8,)"
 
 
 @pytest.mark.parametrize(("apply", "size"), [(PLANES, 4096), (ROWS, 8), (ROWS, 4096)])
@@ -330,8 +331,8 @@ def test_bounds_checking_is_on_when_asked_for(tmp_path: Path, apply: str, size: 
         from homeostat.kernels import outputs, planes
         short, like = np.zeros({size} - 5, np.float32), np.zeros({size}, np.float32)
         apply_rows = numba.njit(lambda *of: outputs.apply(*of))
-        apply, one = {apply}
-        apply(like, like, False, one, one, one, np.float32(1), short, False)
+        apply, one, size = {apply}
+        apply(like, like, False, one, one, one, np.float32(1), short, False, *size)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,

@@ -17,13 +17,10 @@ import numpy as np
 from homeostat.kernels import channels as between
 from homeostat.kernels import cpu, planes, strips
 from homeostat.kernels import record as fields
+from homeostat.kernels.strips import LEAST_PAST
 from homeostat.kernels.threads import Steps, run
 
 Array = Any
-
-# Bytes of an output from which on it is written past the cache: by the time that it is read again,
-# something else would have taken its place.
-LEAST_PAST = 2**23
 
 _FINDING = ("lay", "moments", "merge_moments")
 _GIVEN = ("lay", "coefficients", "apply")

@@ -60,7 +60,13 @@ def _coefficients(record):
 @compiled
 def _rows_bounds(record, part):
     f = fields_of(record)
-    return strips.bounds(part, f[OUTER] * f[CHANNELS], f[CHANNELS])
+    return strips.bounds(part, _size(record), f[CHANNELS])
+
+
+@compiled
+def _size(record):
+    f = fields_of(record)
+    return f[OUTER] * f[CHANNELS] * f[INNER]
 
 
 @compiled
@@ -90,7 +96,9 @@ def rows_sums(record, part):
     kept, writes = f[Y] != 0, f[G] != 0
     y = element_array(record, Y if kept else DY, first, last)
     g, past = element_array(record, G if writes else DY, first, last), f[PAST] != 0
-    sums.gradient_sums(x, dy, y, kept, g, writes, p, a, b, slope, one, other, past)
+    sums.gradient_sums(
+        x, dy, y, kept, g, writes, p, a, b, slope, one, other, past, _size(record)
+    )  # fmt: skip
     return 0
 
 
@@ -102,7 +110,7 @@ def rows_apply(record, part):
     f = fields_of(record)
     adds = f[RESIDUAL] != 0
     residual = element_array(record, RESIDUAL if adds else X, first, last)
-    outputs.apply(x, residual, adds, p, a, b, slope, y, f[PAST] != 0)
+    outputs.apply(x, residual, adds, p, a, b, slope, y, f[PAST] != 0, _size(record))
     return 0
 
 
@@ -116,7 +124,7 @@ def rows_gradient(record, part):
     k, c = channel_values(record, BY_X), channel_values(record, CONSTANT)
     # g is behind the activation already.
     slope = slope if f[Y] == 0 else slope * 0 + 1
-    outputs.gradient(x, g, p, a, b, slope, k, c, dx, f[PAST] != 0)
+    outputs.gradient(x, g, p, a, b, slope, k, c, dx, f[PAST] != 0, _size(record))
     return 0
 
 

@@ -59,8 +59,10 @@ def narrowed(builder: Any, value: Any, raw: Any, element: Any) -> Any:
     odd = builder.and_(builder.lshr(bits, sixteen), _bits(1, raw.count))
     bits = builder.add(bits, builder.add(odd, _bits(0x7FFF, raw.count)))
     nan = builder.fcmp_unordered("uno", value, value)
-    bits = builder.select(nan, _bits(0x7FC0, raw.count), builder.lshr(bits, sixteen))
-    return builder.trunc(bits, raw)
+    bits = builder.select(nan, _bits(0x7FC00000, raw.count), bits)
+    pairs = builder.bitcast(bits, ir.VectorType(ir.IntType(16), 2 * raw.count))
+    odd = ir.Constant(ir.VectorType(ir.IntType(32), raw.count), [2 * i + 1 for i in range(raw.count)])
+    return builder.shuffle_vector(pairs, pairs, odd)
 
 
 def _widened_by_bits(builder: Any, value: Any, wide: Any) -> Any:

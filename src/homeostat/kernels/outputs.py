@@ -6,7 +6,7 @@ They run down `strips` of flat arrays and fetch the rows that come next ahead.
 from __future__ import annotations
 
 from homeostat.kernels.activation import activate, behind
-from homeostat.kernels.compiled import compiled
+from homeostat.kernels.compiled import compiled, inlined
 from homeostat.kernels.elements import multiply_add, narrow, widen
 from homeostat.kernels.strips import (
     ahead_of,
@@ -19,7 +19,7 @@ from homeostat.kernels.strips import (
 from homeostat.kernels.vectors import lanes_of, load, prefetch, store
 
 
-@compiled
+@inlined
 def _apply_strip(
     x, residual, adds, at, width, rows, ahead, start, mean, scale, shift, slope, y, past
 ):  # fmt: skip
@@ -44,7 +44,7 @@ def _apply_rest(x, residual, adds, at, mean, scale, shift, slope, y):
 
 
 @compiled
-def apply(x, residual, adds, mean, scale, shift, slope, y, past):
+def apply(x, residual, adds, mean, scale, shift, slope, y, past, size):
     """Compute y = activation((x - mean) * scale + shift + residual).
 
     Args:
@@ -57,11 +57,12 @@ def apply(x, residual, adds, mean, scale, shift, slope, y, past):
         slope: like mean, the activation's for negative values; 1 for no activation.
         y: like x, written.
         past: whether past the cache; y and each of its rows then start on lines of it.
+        size: the elements of the whole tensor, of which this may be a part.
     """
     times, lanes = rows_side_by_side(mean.size), lanes_of(x)
     p, a, b = repeated(mean, times), repeated(scale, times), repeated(shift, times)
     width = p.size
-    visit, whole = rows_per_visit(x, width), x.size // width
+    visit, whole = rows_per_visit(x, width, size), x.size // width
     ahead = ahead_of(visit, width)
     for first in range(0, whole, visit):
         rows = min(visit, whole - first)
@@ -74,7 +75,7 @@ def apply(x, residual, adds, mean, scale, shift, slope, y, past):
     _apply_rest(x, residual, adds, whole * width, p, a, b, slope, y)
 
 
-@compiled
+@inlined
 def _gradient_strip(
     x, dy, at, width, rows, ahead, start, mean, scale, shift, slope, by_x, constant, dx, past
 ):  # fmt: skip
@@ -99,7 +100,7 @@ def _gradient_rest(x, dy, at, mean, scale, shift, slope, by_x, constant, dx):
 
 
 @compiled
-def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
+def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx, past, size):
     """Compute dx = scale * g + by_x * (x - mean) + constant, where g = dy * activation'(z).
 
     z = (x - mean) * scale + shift.
@@ -115,12 +116,13 @@ def gradient(x, dy, mean, scale, shift, slope, by_x, constant, dx, past):
         constant: like mean.
         dx: like x, written.
         past: as in `apply`.
+        size: as in `apply`.
     """
     times, lanes = rows_side_by_side(mean.size), lanes_of(x)
     p, a, b = repeated(mean, times), repeated(scale, times), repeated(shift, times)
     k, c = repeated(by_x, times), repeated(constant, times)
     width = p.size
-    visit, whole = rows_per_visit(x, width), x.size // width
+    visit, whole = rows_per_visit(x, width, size), x.size // width
     ahead = ahead_of(visit, width)
     for first in range(0, whole, visit):
         rows = min(visit, whole - first)

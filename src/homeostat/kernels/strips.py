@@ -20,6 +20,8 @@ WIDTH = 1024
 AHEAD = 2048
 # The rows that a float32 sum runs over.
 BLOCK = 32
+# Bytes of a tensor from which on the cache does not keep it from one loop to the next.
+LEAST_PAST = 2**23
 # The elements of a part, enough to be worth sharing with another thread, and the most parts.
 PART_ELEMENTS = 2**17
 MOST_PARTS = 64
@@ -45,16 +47,23 @@ def rows_side_by_side(channels):
 
 
 @compiled
-def rows_per_visit(x, width):
+def rows_per_visit(x, width, size):
     """Return for how many rows a loop runs down a strip before the next one's turn.
 
-    Few enough for memory to be read in its order, but where what all strips keep fills the
-    first-level cache. Elements of two bytes cost more to compute than to read: the fewer visits,
-    the less often a strip's channels are loaded.
+    The fewer visits, the less often a strip's channels are loaded. But memory is best read in its
+    order: where elements cost more to read than to compute, which those of two bytes do not and
+    those in the cache, a visit is of one row, unless what all strips keep fills the first-level
+    cache.
+
+    Args:
+        x: what elements are like.
+        width: of a wide row.
+        size: the elements of the whole tensor.
     """
     if width <= LANES:
         return BLOCK
-    return 1 if width <= WIDTH and x.itemsize > 2 else 8
+    waits = x.itemsize > 2 and size * x.itemsize >= LEAST_PAST
+    return 1 if waits and width <= WIDTH else 8
 
 
 @compiled

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from homeostat.kernels.activation import behind
-from homeostat.kernels.compiled import compiled
+from homeostat.kernels.compiled import compiled, inlined
 from homeostat.kernels.elements import multiply_add, narrow, widen, zero_of
 from homeostat.kernels.strips import (
     BLOCK,
@@ -58,7 +58,7 @@ def _moments_of_few(x, rows, origin, mean, spread):
         mean[j] += offset[j] / rows
 
 
-@compiled
+@inlined
 def _strip_mean(x, at, width, rows):
     """Return the mean of a strip's rows, a multiple of four."""
     sums = broadcast(zero_of(x), x)
@@ -69,7 +69,7 @@ def _strip_mean(x, at, width, rows):
     return sums * (1.0 / rows)
 
 
-@compiled
+@inlined
 def _strip_moments(x, at, width, rows, ahead, slot, pivot, sums, squares):
     """Add a strip's rows, a multiple of four and centred on the pivot, to the sums in its slot."""
     p, s, q = load(pivot, slot), load(sums, slot), load(squares, slot)
@@ -86,15 +86,16 @@ def _strip_moments(x, at, width, rows, ahead, slot, pivot, sums, squares):
     store(squares, slot, q, False)
 
 
-@compiled
+@inlined
 def _merge_block(before, rows, origin, pivot, sums, squares, mean, spread):
-    """Merge a block's moments, the means as differences from an origin."""
-    its_mean, its_spread = np.empty(mean.size), np.empty(mean.size)
+    """Merge a block's moments as `merge` does, the means as differences from an origin."""
+    share, each = rows / (before + rows), 1.0 / rows
+    weight = before * share
     for j in range(mean.size):
-        offset = np.float64(sums[j]) / rows
-        its_mean[j] = (pivot[j] - origin[j]) + offset
-        its_spread[j] = squares[j] - sums[j] * offset
-    merge(before, mean, spread, rows, its_mean, its_spread)
+        offset = sums[j] * each
+        delta = (pivot[j] - origin[j]) + offset - mean[j]
+        mean[j] += delta * share
+        spread[j] += (squares[j] - sums[j] * offset) + delta * delta * weight
 
 
 @compiled
@@ -151,7 +152,7 @@ def moments(x, channels, mean, spread):
     mean += origin
 
 
-@compiled
+@inlined
 def _strip_sums(
     x, dy, y, kept, g_out, writes, at, width, rows, ahead, slot, start,
     mean, scale, shift, slope, sums, products, past,
@@ -178,7 +179,7 @@ def _strip_sums(
 
 @compiled
 def gradient_sums(
-    x, dy, y, kept, g_out, writes, mean, scale, shift, slope, sum_g, sum_centred, past
+    x, dy, y, kept, g_out, writes, mean, scale, shift, slope, sum_g, sum_centred, past, size
 ):
     """Sum g and g * (x - mean) over the rows, where g = dy * activation'(z).
 
@@ -198,11 +199,12 @@ def gradient_sums(
         sum_g: float64, (channels,), written.
         sum_centred: float64, (channels,), written.
         past: whether g is written past the cache, as in `apply`.
+        size: as in `apply`.
     """
     channels, lanes = mean.size, lanes_of(x)
     times = rows_side_by_side(channels)
     width = times * channels
-    strips, visit = strips_of(width, lanes), rows_per_visit(x, width)
+    strips, visit = strips_of(width, lanes), rows_per_visit(x, width, size)
     ahead = ahead_of(visit, width)
     m, a, b = repeated(mean, times), repeated(scale, times), repeated(shift, times)
     zero, slots = zero_of(x), strips * lanes
