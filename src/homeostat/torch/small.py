@@ -1,4 +1,4 @@
-"""Small, ordinary calls: their time is that of the calls, so that they take as few as there are."""
+"""Ordinary steps whose time is that of the calls, so that they take as few as there are."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from homeostat.ops.torch.elements import transformed
-from homeostat.ops.torch.small import is_small as has_few_elements
-from homeostat.ops.torch.small import small_inference, small_step
+from homeostat.ops.torch.elements import statistics, transformed
+from homeostat.ops.torch.memory import DTYPES
+from homeostat.ops.torch.small import small_inference, small_step, takes_few_calls
 
 Tensor = torch.Tensor
 
 
 def is_small(bn: Any, x: Tensor, residual: Tensor | None, *, trains: bool) -> bool:
-    """Return whether an input is small, and dtypes, shapes and device are the ordinary ones.
+    """Return whether few calls are best, and dtypes, shapes and device are the ordinary ones.
 
     Args:
         bn: the module.
@@ -24,9 +24,10 @@ def is_small(bn: Any, x: Tensor, residual: Tensor | None, *, trains: bool) -> bo
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
-    if not has_few_elements(x, trains=trains) or x.device.type != "cpu":
+    fused = residual is not None or bn.spec.activation is not None
+    if not (takes_few_calls(x, trains=trains, fused=fused) and x.is_cpu and x.dtype in DTYPES):
         return False
-    shape, dtype, mean = x.shape, x.dtype, bn.running_mean
+    shape, mean, dtype = x.shape, bn.running_mean, x.dtype if trains else statistics(x)
     if (
         mean is None
         or mean.requires_grad
@@ -35,7 +36,7 @@ def is_small(bn: Any, x: Tensor, residual: Tensor | None, *, trains: bool) -> bo
         or shape[0] == 0
     ):
         return False
-    if residual is not None and (residual.shape != shape or residual.dtype != dtype):
+    if residual is not None and (residual.shape != shape or residual.dtype != x.dtype):
         return False
     for parameter in (bn.weight, bn.bias):
         if parameter is not None and parameter.dtype != dtype:

@@ -1,6 +1,7 @@
-"""A whole step on a small input in as few calls as PyTorch allows.
+"""A whole step in as few calls as PyTorch allows.
 
-A small input's time is that of the calls. PyTorch's kernel normalizes and moves the running
+A small input's time is that of the calls, and those of constant statistics save nothing else either
+where no loop of ours does more in one pass. PyTorch's kernel normalizes and moves the running
 statistics in one, and its backward needs no Python; what it does worse than the other paths is seen
 afterwards, before anything has changed.
 """
@@ -12,7 +13,7 @@ import math
 import torch
 
 from homeostat.ops.torch.choice import prefers_loops
-from homeostat.ops.torch.elements import Tensor, activated
+from homeostat.ops.torch.elements import Tensor, activated, finish_in_place
 from homeostat.ops.torch.native import ILL_CONDITIONED
 
 # Elements up to which the calls outweigh what better kernels save; more where PyTorch's kernels are
@@ -21,22 +22,24 @@ SMALL, SMALL_OF_FEW_ROWS, SMALL_FIRST = 1 << 15, 1 << 17, 1 << 18
 FEW_ROWS = 512
 
 
-def is_small(x: Tensor, *, trains: bool) -> bool:
+def takes_few_calls(x: Tensor, *, trains: bool, fused: bool) -> bool:
     """Return whether x, of shape (N, C, ...), is best normalized in few calls.
 
     Args:
         x: the input.
-        trains: whether by its own moments, which the compiled loops may do better.
+        trains: whether by its own moments.
+        fused: whether there is an activation or a residual.
     """
-    size = x.numel()
-    if size <= SMALL:
+    size, first = x.numel(), x.dim() > 2 and x.is_contiguous()
+    if size <= SMALL or not (trains or fused):
         return True
-    if x.dim() > 2 and x.is_contiguous():
-        if size > SMALL_FIRST or not trains:
-            return size <= SMALL_FIRST
-        inner = size // (x.shape[0] * x.shape[1])
-        return not prefers_loops("train", "first", x.element_size(), size, inner)
-    return size <= SMALL_OF_FEW_ROWS and size <= FEW_ROWS * x.shape[1]
+    if trains and not first:
+        return size <= SMALL_OF_FEW_ROWS and size <= FEW_ROWS * x.shape[1]
+    if trains and size > SMALL_FIRST:
+        return False
+    inner = size // (x.shape[0] * x.shape[1]) if first else 1
+    purpose, order = "train" if trains else "infer+", "first" if first else "last"
+    return not prefers_loops(purpose, order, x.element_size(), size, inner)
 
 
 def small_step(
@@ -93,12 +96,12 @@ def small_inference(
     """Return what `homeostat.ops.torch.normalize` does for constant statistics.
 
     Args:
-        x: as in `small_step`, like all that follows.
-        gamma: or None for 1.
-        beta: or None for 0.
-        residual: or None.
-        mean: requires no gradient.
-        variance: requires no gradient.
+        x: of shape (N, C, ...), on the CPU.
+        gamma: of shape (C,) and mean's dtype, or None for 1.
+        beta: like gamma, or None for 0.
+        residual: of x's shape and dtype, or None.
+        mean: of shape (C,), float64 for an x of float64, else float32; requires no gradient.
+        variance: like mean.
         epsilon: added to the variance.
         slope: the activation's slope for negative values, or None for no activation.
 
@@ -108,7 +111,7 @@ def small_inference(
     if not _conditioned(mean, torch.rsqrt(variance + epsilon)):
         return None
     y = torch.native_batch_norm(x, gamma, beta, mean, variance, False, 0.0, epsilon)[0]
-    return activated(y if residual is None else y + residual, slope)
+    return finish_in_place(y, residual, slope)
 
 
 def _conditioned(mean: Tensor, scale: Tensor) -> bool:
