@@ -170,6 +170,24 @@ def test_the_loops_run_on_the_threads_of_pytorch(monkeypatch: pytest.MonkeyPatch
     assert step(draw(0)) == expected
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_thread_takes_its_own_share_first_and_then_helps(number: int) -> None:
+    order: list[int] = []
+    note = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(
+        lambda _, part: order.append(part) or 0
+    )
+    telling = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: number)
+    function, tell = (ctypes.cast(f, ctypes.c_void_p).value for f in (note, telling))
+    shares = [[0, 1], [2, 3, 4], [5, 6, 7]]
+    expected = sum(shares[number:] + shares[:number], [])
+    # By the number that it is told, and by how many came before.
+    for told, came in ((tell, 0), (0, number)):
+        order.clear()
+        job = (ctypes.c_int64 * 9)(function, 0, 8, 3, told, came)
+        threads._run_parts.ctypes(ctypes.addressof(job))
+        assert order == expected
+
+
 def test_a_library_without_openmp_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_openmp", 0)
     threads.use_openmp_of("/nowhere/lib.so")

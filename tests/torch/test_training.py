@@ -183,3 +183,17 @@ def test_activations_in_place_may_follow() -> None:
         model(a.requires_grad_()).square().sum().backward()
         fused(b.requires_grad_()).square().sum().backward()
         torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("then", ["a batch of NaN", "a step", "a reset"])
+def test_a_graph_outlives_what_becomes_of_the_statistics(size: str, then: str) -> None:
+    """Native modules' backward fails where the running mean has changed in between."""
+    bn, x = BatchNorm2d(4), torch.randn(8, 4, 5, 5, requires_grad=True)
+    y = bn(x)
+    (expected,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
+    if then == "a reset":
+        bn.reset_running_stats()
+    else:
+        bn(torch.full_like(x, torch.nan if then == "a batch of NaN" else 2.0))
+    (found,) = torch.autograd.grad(y.square().sum(), x)
+    assert torch.equal(found, expected)
