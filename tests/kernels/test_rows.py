@@ -92,7 +92,8 @@ def test_gradient_sums_equal_numpy(
     flat, flat_dy = x.ravel(), dy.ravel()
     g_out = np.full_like(flat, np.nan)
     loop_sums(
-        flat, flat_dy, y, through_y, g_out, through_y, mean, scale, shift, slopes, *sums, False, size
+        flat, flat_dy, y, through_y, g_out, through_y, mean, scale, shift, slopes, *sums,
+        False, size,
     )  # fmt: skip
     g = dy.astype(np.float64) * (1.0 if slope is None else np.where(z > 0, 1.0, slope))
     if through_y:

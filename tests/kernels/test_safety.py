@@ -179,7 +179,7 @@ def test_a_thread_takes_its_own_share_first_and_then_helps(number: int) -> None:
     telling = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: number)
     function, tell = (ctypes.cast(f, ctypes.c_void_p).value for f in (note, telling))
     shares = [[0, 1], [2, 3, 4], [5, 6, 7]]
-    expected = sum(shares[number:] + shares[:number], [])
+    expected = [part for share in shares[number:] + shares[:number] for part in share]
     # By the number that it is told, and by how many came before.
     for told, came in ((tell, 0), (0, number)):
         order.clear()
