@@ -22,7 +22,7 @@ AHEAD = 2048
 BLOCK = 32
 # Bytes of a tensor from which on the cache does not keep it from one loop to the next.
 LEAST_PAST = 2**23
-# The elements of a part, enough to be worth sharing with another thread, and the most parts.
+# The elements of a part, and the most parts. Half as many are worth sharing with another thread.
 PART_ELEMENTS = 2**17
 MOST_PARTS = 64
 # How many parts a thread that waits asleep, as OpenMP's do not, must have to do.
@@ -32,7 +32,8 @@ WORTH_WAKING = 4
 @compiled
 def rows_per_part(rows, channels):
     """Return how many rows a part has (the last one the rest): a multiple of four wide rows."""
-    parts = max(1, min(MOST_PARTS, rows * channels // PART_ELEMENTS))
+    size = rows * channels
+    parts = max(1, min(2, 2 * size // PART_ELEMENTS), min(MOST_PARTS, size // PART_ELEMENTS))
     step = 4 * rows_side_by_side(channels)
     return -(-rows // (parts * step)) * step
 
