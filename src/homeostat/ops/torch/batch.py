@@ -85,41 +85,25 @@ def by_batch(
         moving: statistics that may follow them, or None.
         call: what is asked for.
     """
-    all_reduce, compiling = call.all_reduce, torch.compiler.is_compiling()
+    memory, all_reduce = call.memory, call.all_reduce
+    alone = weights is None and all_reduce is None
+    # First of all: most steps, which feel each call, go this way.
+    if alone and memory is not None and memory.prefers_loops(x, "train", residual, call.slope):
+        return on_loops(x, gamma, beta, residual, batch, moving, memory, call)
+    compiling = torch.compiler.is_compiling()
     functional, tracing = not compiling and transformed(), torch.jit.is_tracing()
     if weights is None and not (functional or tracing):
-        memory = Memory.of(x, call.layout.channel_axes) if compiling else call.memory
+        memory = Memory.of(x, call.layout.channel_axes) if compiling else memory
         if memory is not None and memory.prefers_gpu(x, "train", residual, call.slope):
             return on_gpu(x, gamma, beta, residual, batch, moving, memory, call)
     # The compiler may take the formula apart too, and fuses it; over replicas it cannot.
     if functional or (compiling and all_reduce is None):
         y, found = differentiable(x, gamma, beta, residual, weights, call)
         return y, found if batch is None else batch
-    alone = weights is None and all_reduce is None
-    if alone and not tracing:
-        done = _on_kernels(x, gamma, beta, residual, batch, moving, call)
-        if done is not None:
-            return done
+    view = View.of(x, call.layout) if alone and not tracing else None
+    if view is not None:
+        y, mean, variance = Native.apply(x, gamma, beta, residual, batch, view, call)
+        return y, Moments(call.layout.count, mean, variance) if batch is None else batch
     if batch is None:
         batch = plain_moments(x, weights, call.layout, all_reduce)
     return Plain.apply(x, gamma, beta, residual, weights, batch, call), batch
-
-
-def _on_kernels(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    residual: Tensor | None,
-    batch: Moments | None,
-    moving: Moving | None,
-    call: Call,
-) -> tuple[Tensor, Moments | None] | None:
-    """Return y and the moments by compiled or native kernels, or None where neither takes x."""
-    memory = call.memory
-    if memory is not None and memory.prefers_loops(x, "train", residual, call.slope):
-        return on_loops(x, gamma, beta, residual, batch, moving, memory, call)
-    view = View.of(x, call.layout)
-    if view is None:
-        return None
-    y, mean, variance = Native.apply(x, gamma, beta, residual, batch, view, call)
-    return y, Moments(call.layout.count, mean, variance) if batch is None else batch

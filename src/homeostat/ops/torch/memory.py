@@ -58,7 +58,7 @@ class Memory:
     def prefers_loops(
         self, x: Tensor, what: str, residual: Tensor | None = None, slope: float | None = None
     ) -> bool:
-        """Return whether the loops can take a call, and should.
+        """Return whether the loops can take a call, and should; the kernels for GPUs come first.
 
         Args:
             x: the input, which lies so.
@@ -66,8 +66,12 @@ class Memory:
             residual: added before the activation, or None.
             slope: the activation's for negative values, or None for no activation.
         """
+        if not x.is_cpu or kernels.enabled_on("cpu"):
+            return False
         # Nothing may watch the operations on x.
-        if not x.is_cpu or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+        if torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0:
+            return False
+        if torch._C._are_functorch_transforms_active():
             return False
         if residual is not None and (residual.dtype != x.dtype or not residual.is_cpu):
             return False
