@@ -393,6 +393,9 @@ def test_all_16_bit_numbers_come_through(dtype: str, ways: Any) -> None:
     finite = ~np.isnan(wide)
     np.testing.assert_array_equal(back[finite], bits[finite])
     assert np.isnan(from_bits(back, dtype)[~finite]).all()
+    # Rounding up would make a zero of these.
+    narrowed(np.array([0x7FFFFFFF, 0xFFFFFFFF] * 128, np.uint32).view(np.float32), back[:256])
+    assert np.isnan(from_bits(back[:256], dtype)).all()
 
 
 @quiet

@@ -27,7 +27,7 @@ def is_small(bn: Any, x: Tensor, residual: Tensor | None, *, trains: bool) -> bo
     fused = residual is not None or bn.spec.activation is not None
     if not (takes_few_calls(x, trains=trains, fused=fused) and x.is_cpu and x.dtype in DTYPES):
         return False
-    shape, mean, dtype = x.shape, bn.running_mean, x.dtype if trains else statistics(x)
+    shape, mean, dtype = x.shape, bn.running_mean, statistics(x)
     if (
         mean is None
         or mean.requires_grad

@@ -58,12 +58,12 @@ def small_step(
     The numbers are those of `normalize_batch` and `homeostat.moments.advance`.
 
     Args:
-        x: of shape (N, C, ...), float32 or float64, on the CPU.
-        gamma: of shape (C,), or None for 1.
-        beta: of shape (C,), or None for 0.
+        x: of shape (N, C, ...), on the CPU.
+        gamma: of shape (C,) and the statistics' dtype, or None for 1.
+        beta: like gamma, or None for 0.
         residual: of x's shape and dtype, or None.
-        running_mean: of shape (C,) and x's dtype; moved in place.
-        running_variance: of shape (C,) and x's dtype; moved in place.
+        running_mean: of shape (C,), float64 for an x of float64, else float32; moved in place.
+        running_variance: like running_mean.
         momentum: weight of the old value.
         epsilon: added to the variance.
         slope: the activation's slope for negative values, or None for no activation.
@@ -96,12 +96,12 @@ def small_inference(
     """Return what `homeostat.ops.torch.normalize` does for constant statistics.
 
     Args:
-        x: of shape (N, C, ...), on the CPU.
-        gamma: of shape (C,) and mean's dtype, or None for 1.
-        beta: like gamma, or None for 0.
-        residual: of x's shape and dtype, or None.
-        mean: of shape (C,), float64 for an x of float64, else float32; requires no gradient.
-        variance: like mean.
+        x: as in `small_step`, like all that follows.
+        gamma: or None for 1.
+        beta: or None for 0.
+        residual: or None.
+        mean: requires no gradient.
+        variance: requires no gradient.
         epsilon: added to the variance.
         slope: the activation's slope for negative values, or None for no activation.
 
