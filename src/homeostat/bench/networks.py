@@ -37,9 +37,18 @@ class Block(nn.Module):
 
 
 def resnet18() -> nn.Module:
-    """Return ResNet-18 (He et al. 2015)."""
+    """Return ResNet-18 (He et al. 2015), whose stem divides height and width by four."""
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    blocks, before = [nn.MaxPool2d(3, 2, 1)], 64
+    return _residual(*stem, nn.MaxPool2d(3, 2, 1))
+
+
+def resnet18_for_small_images() -> nn.Module:
+    """Return ResNet-18 with the stem of He et al.'s networks for CIFAR-10, at full resolution."""
+    return _residual(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+
+
+def _residual(*stem: nn.Module) -> nn.Module:
+    blocks, before = [], 64
     for channels in (64, 128, 256, 512):
         stride = 1 if channels == 64 else 2
         blocks += [Block(before, channels, stride), Block(channels, channels, 1)]
@@ -72,5 +81,6 @@ class Network(NamedTuple):
 
 NETWORKS = {
     "ResNet-18, 64x64": Network(resnet18, (3, 64, 64)),
+    "ResNet-18 for small images, 64x64": Network(resnet18_for_small_images, (3, 64, 64)),
     "19 convolutions, 28x28": Network(convolutions19, (1, 28, 28)),
 }

@@ -28,7 +28,11 @@ from homeostat.errors import SpecError
 
 PARTS = ("time", "accuracy", "training")
 # The images in a training step, also of a quick run.
-_NETWORKS = {"ResNet-18, 64x64": (32, 8), "19 convolutions, 28x28": (64, 32)}
+_NETWORKS = {
+    "ResNet-18, 64x64": (32, 8),
+    "ResNet-18 for small images, 64x64": (8, 2),
+    "19 convolutions, 28x28": (64, 32),
+}
 # What a run's first guess of its time rests on: seconds to make and check a column's call, seconds
 # to load a framework, and the copies that forward and backward take in the middle of the field.
 _MAKING = {"torch": 0.1, "jax": 0.8, "tensorflow": 0.8}
