@@ -25,7 +25,7 @@ def rng() -> np.random.Generator:
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Whether small inputs take their own, short way, or that of large ones, or of the loops."""
     if request.param != "small":
-        monkeypatch.setattr("homeostat.torch.small.takes_few_calls", lambda *_, **__: False)
+        monkeypatch.setattr("homeostat.torch.small.few_calls_are_best", lambda *_, **__: False)
     if request.param == "loops":
         pytest.importorskip("numba", reason="the CPU kernels need numba")
     with kernels_for_all() if request.param == "loops" else contextlib.nullcontext():

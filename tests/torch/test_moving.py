@@ -24,7 +24,7 @@ SHAPE = (6, 5, 7, 9)
 
 @pytest.fixture(autouse=True)
 def _on_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("homeostat.torch.small.takes_few_calls", lambda *_, **__: False)
+    monkeypatch.setattr("homeostat.torch.small.few_calls_are_best", lambda *_, **__: False)
     with kernels_for_all():
         yield
 

@@ -44,3 +44,18 @@ def test_without_the_loops_mid_sized_steps_take_few_calls() -> None:
     with homeostat.kernels(False):
         assert path_of(x) == "NativeBatchNormBackward0"
     assert path_of(x) == "CompiledBackward"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("order", [FIRST, LAST], ids=str)
+def test_inference_that_fuses_nothing_is_one_call_of_pytorchs(dtype: Any, order: Any) -> None:
+    x = torch.randn(8, 64, 64, 64).to(dtype).to(memory_format=order).requires_grad_()
+    bn, native = BatchNorm2d(64).eval(), torch.nn.BatchNorm2d(64).eval()
+    bn.running_mean.fill_(0.5), native.running_mean.fill_(0.5)
+    y = bn(x)
+    assert y.grad_fn.name() == "NativeBatchNormBackward0"
+    assert torch.equal(y, native(x))
+    assert y.is_contiguous(memory_format=order)
+    # Beyond what its kernel computes exactly, another way takes the call.
+    bn.running_mean.fill_(1e4)
+    assert bn(x).grad_fn.name() != "NativeBatchNormBackward0"

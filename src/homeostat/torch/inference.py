@@ -10,7 +10,7 @@ from torch.fx import Proxy
 
 from homeostat.ops.torch import normalize
 from homeostat.spec import BatchNormSpec
-from homeostat.torch.small import is_small, small_eval
+from homeostat.torch.small import small_eval, takes_few_calls
 
 Tensor = torch.Tensor
 
@@ -25,7 +25,7 @@ class Inference:
     bias: Any
 
     def _infer(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        if is_small(self, x, residual, trains=False):
+        if takes_few_calls(self, x, residual, trains=False):
             y = small_eval(self, x, residual)
             if y is not None:
                 return y

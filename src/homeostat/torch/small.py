@@ -8,12 +8,12 @@ import torch
 
 from homeostat.ops.torch.elements import statistics, transformed
 from homeostat.ops.torch.memory import DTYPES
-from homeostat.ops.torch.small import small_inference, small_step, takes_few_calls
+from homeostat.ops.torch.small import few_calls_are_best, small_inference, small_step
 
 Tensor = torch.Tensor
 
 
-def is_small(bn: Any, x: Tensor, residual: Tensor | None, *, trains: bool) -> bool:
+def takes_few_calls(bn: Any, x: Tensor, residual: Tensor | None, *, trains: bool) -> bool:
     """Return whether few calls are best, and dtypes, shapes and device are the ordinary ones.
 
     Args:
@@ -25,7 +25,7 @@ def is_small(bn: Any, x: Tensor, residual: Tensor | None, *, trains: bool) -> bo
     if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
     fused = residual is not None or bn.spec.activation is not None
-    if not (takes_few_calls(x, trains=trains, fused=fused) and x.is_cpu and x.dtype in DTYPES):
+    if not (few_calls_are_best(x, trains=trains, fused=fused) and x.is_cpu and x.dtype in DTYPES):
         return False
     shape, mean, dtype = x.shape, bn.running_mean, statistics(x)
     if (
@@ -49,7 +49,7 @@ def small_train(bn: Any, x: Tensor, residual: Tensor | None, *, moves: bool) -> 
 
     Args:
         bn: a module without options that say otherwise.
-        x: the input, for which `is_small`.
+        x: the input, for which `takes_few_calls`.
         residual: added before the activation, or None.
         moves: whether the running statistics follow.
     """

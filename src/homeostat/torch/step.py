@@ -21,7 +21,7 @@ from homeostat.moments import (
 from homeostat.ops.torch import Moving, moments, normalize_and_move, normalize_batch
 from homeostat.ops.torch.elements import transformed
 from homeostat.torch.replicas import replica_sum
-from homeostat.torch.small import is_small, small_train
+from homeostat.torch.small import small_train, takes_few_calls
 
 Tensor = torch.Tensor
 
@@ -41,7 +41,7 @@ def train(bn: Any, x: Tensor, residual: Tensor | None, weights: Tensor | None) -
     if reduce is None:
         _refuse_one_element(x, spec.virtual_batch_size)
     again = moves and not torch.compiler.is_compiling() and _repeated()
-    if bn.plain and weights is None and is_small(bn, x, residual, trains=True):
+    if bn.plain and weights is None and takes_few_calls(bn, x, residual, trains=True):
         y = small_train(bn, x, residual, moves=moves and not again)
         if y is not None:
             return y

@@ -1,9 +1,9 @@
 """A whole step in as few calls as PyTorch allows.
 
-A small input's time is that of the calls, and those of constant statistics save nothing else either
-where no loop of ours does more in one pass. PyTorch's kernel normalizes and moves the running
-statistics in one, and its backward needs no Python; what it does worse than the other paths is seen
-afterwards, before anything has changed.
+A small input's time is that of the calls; and by constant statistics, an input of any size is one
+pass of PyTorch's kernel, which only what is fused behind it can make a loop of ours worth. That
+kernel normalizes and moves the running statistics in one, and its backward needs no Python; what it
+does worse than the other paths is seen afterwards, before anything has changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALL, SMALL_OF_FEW_ROWS, SMALL_FIRST = 1 << 15, 1 << 17, 1 << 18
 FEW_ROWS = 512
 
 
-def takes_few_calls(x: Tensor, *, trains: bool, fused: bool) -> bool:
+def few_calls_are_best(x: Tensor, *, trains: bool, fused: bool) -> bool:
     """Return whether x, of shape (N, C, ...), is best normalized in few calls.
 
     Args:
