@@ -76,11 +76,12 @@ def _run_parts(address):
         own = fetch_add(address + 8 * _CAME, 1)
     for share in range(own, own + shares):
         share %= shares
-        taken, part = address + 8 * (_TAKEN + share), share * parts // shares
-        part += fetch_add(taken, 1)
-        while part < (share + 1) * parts // shares:
+        taken = address + 8 * (_TAKEN + share)
+        first, last = share * parts // shares, (share + 1) * parts // shares
+        part = first + fetch_add(taken, 1)
+        while part < last:
             call(job[_FUNCTION], job[_RECORD], part, 0, 0)
-            part = share * parts // shares + fetch_add(taken, 1)
+            part = first + fetch_add(taken, 1)
 
 
 @c_function(types.void(types.intp))
