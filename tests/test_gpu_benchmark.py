@@ -49,7 +49,7 @@ MOVED = {
     traffic.HOMEOSTAT: (2, 2, 3, 3, 3, 4, 8, 8, 11),
     traffic.HOMEOSTAT_ON_CHIP: (2, 2, 3, 2, 2, 3, 5, 5, 8),
     traffic.EAGER: (2, 4, 7, 3, 5, 8, 8, 13, 16),
-    traffic.COMPILED: (2, 2, 3, 3, 3, 4, 8, 8, 11),
+    traffic.COMPILED: (2, 2, 3, 3, 3.5, 4.5, 8, 9.5, 12),
 }
 
 

@@ -37,11 +37,11 @@ FACTORS: Mapping[str, tuple[float, ...]] = {
     "splits": (0.5, 2, 4),
     "block_c": (0.5, 2),
     "block_i": (0.5, 2),
-    "num_stages": (0.5, 1.5, 2),
+    "registers": (0.75, 1.5),
 }
 # Which of the shape's sizes a block is of.
 _SIZES = {"block_o": "outer", "block_c": "channels", "block_i": "inner"}
-_LIMITS = {"num_warps": 32, "splits": 1024}
+_LIMITS = {"num_warps": 32, "splits": 1024, "registers": 255}
 
 
 class _Problem(NamedTuple):
@@ -206,8 +206,10 @@ def _vary(problem: _Problem, best: Any, field: str) -> Iterator[Any]:
     if field == "default":
         yield best
         return
-    for factor in FACTORS[field]:
-        value = int(getattr(best, field) * factor)
+    # A plan need not limit registers.
+    now = getattr(best, field)
+    for factor in FACTORS[field] if now else ():
+        value = int(now * factor)
         if not 1 <= value <= _LIMITS.get(field, 2**14):
             continue
         # A block is a power of two, and none need be twice as wide as what there is.
@@ -254,7 +256,8 @@ def _measure(case: Case, problem: _Problem, plan: Any, clock: Clock) -> Row:
 
 def tell(plan: Any) -> str:
     """Return a plan in one cell."""
-    return " ".join(f"{name}={int(value)}" for name, value in plan._asdict().items())
+    given = plan._asdict().items()
+    return " ".join(f"{name}={int(value)}" for name, value in given if value is not None)
 
 
 def summarize_tuning(rows: Sequence[Mapping[str, str]]) -> str:

@@ -50,7 +50,9 @@ class Launch(NamedTuple):
             if isinstance(value, torch.Tensor) or (signature[name][0] == "i" and value % 16 == 0):
                 attributes[(at,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attributes)
-        options |= {"num_warps": self.plan.num_warps, "num_stages": self.plan.num_stages}
+        options |= {"num_warps": self.plan.num_warps}
+        if self.plan.registers:
+            options["maxnreg"] = self.plan.registers
         options["enable_fp_fusion"] = True
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
@@ -64,17 +66,46 @@ def launches() -> Iterator[list[Launch]]:
         yield found
 
 
-def resources(compiled: Any, folder: Path) -> dict[str, int]:
-    """Return the bytes of the stack and the registers of a thread."""
+def told_by(tool: str, option: str, compiled: Any, folder: Path) -> str:
+    """Return what a tool prints of the machine's code."""
     file = folder / "kernel.cubin"
     file.write_bytes(compiled.asm["cubin"])
-    told = subprocess.run(
-        [TOOLS / "cuobjdump", "--dump-resource-usage", file],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    command = [TOOLS / tool, option, file]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resources(compiled: Any, folder: Path) -> dict[str, int]:
+    """Return the bytes of the stack and the registers of a thread."""
+    told = told_by("cuobjdump", "--dump-resource-usage", compiled, folder)
     return {name: int(number) for name, number in re.findall(r"\b(REG|STACK):(\d+)", told)}
+
+
+def loops(compiled: Any, folder: Path) -> list[list[str]]:
+    """Return the machine's instructions of every loop that has no other loop in it."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    found: list[tuple[int, int]] = []
+    for line in told_by("nvdisasm", "--print-code", compiled, folder).splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif code := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.+?)\s*;", line):
+            target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", code[1])
+            # What jumps to itself is behind the kernel's end.
+            if target and labels.get(target[1], len(instructions)) < len(instructions):
+                found.append((labels[target[1]], len(instructions)))
+            instructions.append(code[1])
+    inner = [
+        (first, last)
+        for first, last in found
+        if not any((first, last) != (f, t) and first <= f and t <= last for f, t in found)
+    ]
+    return [instructions[first : last + 1] for first, last in inner]
+
+
+def bytes_moved(instructions: list[str]) -> int:
+    """Return the bytes that a thread reads and writes of global memory."""
+    found = re.findall(r"\b(?:LDG|STG)\.E(?:\.EF)?(?:\.(\d+|U8|U16|U))?\b", "\n".join(instructions))
+    return sum({"": 4, "U8": 1, "U16": 2}.get(size) or int(size) // 8 for size in found)
 
 
 def accesses(compiled: Any) -> list[tuple[str, int]]:

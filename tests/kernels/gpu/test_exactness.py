@@ -16,7 +16,8 @@ import triton.language as tl  # noqa: E402
 
 from homeostat import reference  # noqa: E402
 from homeostat.kernels import gpu  # noqa: E402
-from homeostat.kernels.gpu import batchnorm, tiles  # noqa: E402
+from homeostat.kernels.gpu import tiles  # noqa: E402
+from homeostat.kernels.gpu.arguments import sizes  # noqa: E402
 from tests.kernels.gpu.steps import (  # noqa: E402
     EPSILON,
     WAYS,
@@ -54,6 +55,34 @@ def test_the_variance_is_exact_whatever_the_data(shape: Any, spoil: Any, ratio: 
     # The mean's error is small beside the standard deviation.
     off = np.abs(mean - exact.mean((0, 2))) / exact.std((0, 2))
     assert (off < 1e-7 * max(1.0, ratio)).all()
+
+
+def drifting(x: np.ndarray) -> None:
+    # Each chain of tiles far from the one before, and the last of them alone.
+    x += np.linspace(0, 100, len(x), dtype=np.float32)[:, None, None] ** 2
+
+
+@pytest.mark.parametrize("spoil", [None, outlier_first, mostly_zero, drifting])
+@pytest.mark.parametrize("shape", [(5000, 3, 1), (3, 2, 20_000)], ids=str)
+def test_many_tiles_of_one_program_keep_their_digits(shape: Any, spoil: Any) -> None:
+    x, dy, _ = draw(shape, "float32")
+    values = wide(x).astype(np.float32) + np.float32(1000)
+    if spoil is not None:
+        spoil(values)
+    x = torch.from_numpy(values).to(DEVICE)
+    with small_tiles(shape, 1):
+        plan = gpu.plan(gpu.Shape(*shape), torch.float32, "moments", DEVICE)
+        assert plan.splits == 1
+        assert plan.tiles(gpu.Shape(*shape)) > 4 * tiles.CHAIN.value
+        found = step(shape, x, dy, None, None, None, None)
+    exact = wide(x)
+    mean, variance = exact.mean((0, 2)), exact.var((0, 2))
+    np.testing.assert_allclose(wide(found.moments[1]), variance, rtol=1e-6)
+    assert (np.abs(wide(found.moments[0]) - mean) < 1e-6 * np.sqrt(variance)).all()
+    hat = (exact - mean[:, None]) / np.sqrt(variance + EPSILON)[:, None]
+    for sums, terms in ((found.dbeta, wide(dy)), (found.dgamma, wide(dy) * hat)):
+        # As if a sum were rounded a few times before its terms cancel.
+        assert (np.abs(wide(sums) - terms.sum((0, 2))) < 5e-7 * np.abs(terms).sum((0, 2))).all()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -218,8 +247,8 @@ def test_the_last_tile_of_a_large_tensor_is_where_it_is(shape: Any, purpose: str
     plan = gpu.plan(shape, torch.float16, purpose, DEVICE)
     count, block = plan.tiles(shape), plan.blocks(shape) - 1
     out = torch.zeros(4, dtype=torch.int64, device=DEVICE)
-    sizes = batchnorm._sizes(shape, plan)
-    place_one[(1,)](out, count - 1, block, **sizes)
+    told = sizes(shape, plan)
+    place_one[(1,)](out, count - 1, block, **told)
     outer, channels, inner = shape
     lines = -(-inner // plan.block_i)
     o, i = (count - 1) // lines * plan.block_o, (count - 1) % lines * plan.block_i

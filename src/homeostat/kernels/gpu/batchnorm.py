@@ -8,27 +8,16 @@ the device, and the same tensors give the same bits on the same device.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from homeostat.kernels.gpu import gradients, outputs, resident, statistics
+from homeostat.kernels.gpu.arguments import beside, merging_of, programs, sizes, tiles_per_split
 from homeostat.kernels.gpu.channels import KEPT
 from homeostat.kernels.gpu.launch import is_traceable, launch
 from homeostat.kernels.gpu.moving import Moving, arguments_of
-from homeostat.kernels.gpu.plans import (
-    Plan,
-    Shape,
-    divide_up,
-    plan,
-    power_of_2,
-)
+from homeostat.kernels.gpu.plans import Plan, Shape, plan
 
 Tensor = torch.Tensor
-
-# What one program reads at a time of what it merges, splits * channels: fewer beside a tile that it
-# keeps. The channels of one that does nothing else are a sector of memory.
-_MERGED, _MERGED_BESIDE, _MERGED_CHANNELS = 1024, 512, 4
 
 
 def moments(x: Tensor, shape: Shape) -> Tensor:
@@ -90,10 +79,10 @@ def train(
         "EPSILON": epsilon,
         "SLOPE": slope,
         **arguments_of(moving),
-        **_resident(way),
-        **_sizes(shape, way),
+        **beside(way),
+        **sizes(shape, way),
     }
-    launch(resident.normalize_resident, _programs(way, shape), way, arguments)
+    launch(resident.normalize_resident, programs(way, shape), way, arguments)
     return y, found, kept
 
 
@@ -184,8 +173,8 @@ def backward(
     arguments = {"x": x, "dy": dy, "y": y if g is not None else None, "g": g, "kept": kept}
     arguments |= {"results": results, "dx": dx, "partials": partials, "arrivals": arrivals}
     arguments |= {"count": count, "COUNTED": isinstance(count, torch.Tensor), "SLOPE": slope}
-    arguments |= {**_resident(way), **_sizes(shape, way)}
-    launch(resident.differentiate_resident, _programs(way, shape), way, arguments)
+    arguments |= {**beside(way), **sizes(shape, way)}
+    launch(resident.differentiate_resident, programs(way, shape), way, arguments)
     return dx, results, g
 
 
@@ -249,12 +238,12 @@ def _find_moments(
     """Write mean and variance, and with somewhere to keep them the coefficients; move others."""
     way = plan(shape, x.dtype, "moments", x.device)
     partials = _channels(x, shape, 3 * way.splits, torch.float64)
-    arguments = {"x": x, "partials": partials, **_splits(way, shape), **_sizes(shape, way)}
-    launch(statistics.split_moments, _programs(way, shape), way, arguments)
-    merging, blocks = _merging(way, shape)
+    arguments = {"x": x, "partials": partials, "splits": way.splits, **sizes(shape, way)}
+    launch(statistics.split_moments, programs(way, shape), way, arguments)
+    told, blocks, merging = merging_of(way, shape)
     arguments = {"partials": partials, "moments": found, "gamma": gamma, "beta": beta}
-    arguments |= {"kept": kept, "EPSILON": epsilon, **arguments_of(moving), **merging}
-    launch(statistics.merge_moments, blocks, way, arguments)
+    arguments |= {"kept": kept, "EPSILON": epsilon, **arguments_of(moving), **told}
+    launch(statistics.merge_moments, blocks, merging, arguments)
 
 
 def _normalize(
@@ -272,8 +261,8 @@ def _normalize(
     way = plan(shape, x.dtype, "normalize", x.device)
     arguments = {"x": x, "residual": residual, "y": y, "moments": moments, "gamma": gamma}
     arguments |= {"beta": beta, "kept": kept, "EPSILON": epsilon, "SLOPE": slope}
-    arguments |= {**_sizes(shape, way), "tiles_per_split": _splits(way, shape)["tiles_per_split"]}
-    launch(outputs.normalize_tiles, _programs(way, shape), way, arguments)
+    arguments |= {**sizes(shape, way), "tiles_per_split": tiles_per_split(way, shape)}
+    launch(outputs.normalize_tiles, programs(way, shape), way, arguments)
 
 
 def _gradient_sums(
@@ -291,12 +280,12 @@ def _gradient_sums(
     way = plan(shape, x.dtype, "sums", x.device)
     partials = _channels(x, shape, 2 * way.splits, torch.float64)
     arguments = {"x": x, "dy": dy, "y": None if g is None else y, "g": g, "kept": kept}
-    arguments |= {"partials": partials, "SLOPE": slope}
-    arguments |= {**_splits(way, shape), **_sizes(shape, way)}
-    launch(gradients.split_sums, _programs(way, shape), way, arguments)
-    merging, blocks = _merging(way, shape)
-    arguments = {"partials": partials, "kept": kept, "sums": sums, "results": results, **merging}
-    launch(gradients.merge_sums, blocks, way, arguments)
+    arguments |= {"partials": partials, "splits": way.splits, "SLOPE": slope}
+    arguments |= sizes(shape, way)
+    launch(gradients.split_sums, programs(way, shape), way, arguments)
+    told, blocks, merging = merging_of(way, shape)
+    arguments = {"partials": partials, "kept": kept, "sums": sums, "results": results, **told}
+    launch(gradients.merge_sums, blocks, merging, arguments)
 
 
 def _input_gradient(
@@ -314,8 +303,8 @@ def _input_gradient(
     entered, left = (dy, slope) if g is None else (g, None)
     arguments = {"x": x, "g": entered, "kept": kept, "sums": sums, "count": count, "dx": dx}
     arguments |= {"SLOPE": left, "COUNTED": isinstance(count, torch.Tensor)}
-    arguments |= {**_sizes(shape, way), "tiles_per_split": _splits(way, shape)["tiles_per_split"]}
-    launch(gradients.differentiate_tiles, _programs(way, shape), way, arguments)
+    arguments |= {**sizes(shape, way), "tiles_per_split": tiles_per_split(way, shape)}
+    launch(gradients.differentiate_tiles, programs(way, shape), way, arguments)
     return dx
 
 
@@ -350,56 +339,3 @@ def _meeting(x: Tensor, rows: int, way: Plan, shape: Shape) -> tuple[Tensor | No
     partials = x.new_empty((rows, way.splits, shape.channels), dtype=torch.float64)
     # Of this call alone: other streams and replays of a graph have their own zeros.
     return partials, x.new_zeros(way.blocks(shape), dtype=torch.int32)
-
-
-# Small tensors are waited for by the time that Python takes: what a shape and a plan give is kept.
-
-
-@functools.lru_cache(maxsize=4096)
-def _sizes(shape: Shape, way: Plan) -> dict[str, int]:
-    """Return what every kernel over tiles takes of shape and plan."""
-    channel_unit, inner_unit = _unit(shape.channels), _unit(shape.inner)
-    return {
-        "outer": shape.outer,
-        "channel_units": shape.channels // channel_unit,
-        "inner_units": shape.inner // inner_unit,
-        "CHANNEL_UNIT": channel_unit,
-        "INNER_UNIT": inner_unit,
-        "BLOCK_O": way.block_o,
-        "BLOCK_C": way.block_c,
-        "BLOCK_I": way.block_i,
-    }
-
-
-def _unit(size: int) -> int:
-    """Return the power of two that a size is given in units of.
-
-    The compiler sees for itself whether an argument is divisible by 16; told a smaller divisor it
-    still reads several elements at a time. A product of arguments has 32 bits: no more is given so.
-    """
-    power = size & -size
-    return power if power < 16 and size < 2**31 else 1
-
-
-@functools.lru_cache(maxsize=4096)
-def _splits(way: Plan, shape: Shape) -> dict[str, int]:
-    return {"splits": way.splits, "tiles_per_split": divide_up(way.tiles(shape), way.splits)}
-
-
-def _programs(way: Plan, shape: Shape) -> int:
-    return divide_up(shape.channels, way.block_c) * way.splits
-
-
-@functools.lru_cache(maxsize=4096)
-def _resident(way: Plan) -> dict[str, int]:
-    at_a_time = max(1, _MERGED_BESIDE // way.block_c)
-    return {"SPLITS": way.splits, "BLOCK_S": min(power_of_2(way.splits), at_a_time)}
-
-
-@functools.lru_cache(maxsize=4096)
-def _merging(way: Plan, shape: Shape) -> tuple[dict[str, int], int]:
-    """Return what a kernel that merges splits takes, and its programs."""
-    block_c = min(_MERGED_CHANNELS, power_of_2(shape.channels))
-    block_s = min(power_of_2(way.splits), _MERGED // block_c)
-    sizes = {"channels": shape.channels, "splits": way.splits}
-    return {**sizes, "BLOCK_C": block_c, "BLOCK_S": block_s}, divide_up(shape.channels, block_c)

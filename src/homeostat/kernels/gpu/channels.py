@@ -23,25 +23,37 @@ KEPT = 5
 
 
 @triton.jit
+def tile_mean(x, count):
+    """Return the mean of a tile, to the digits that its dtype has."""
+    return sum_of(x) * (1.0 / count.to(x.dtype))
+
+
+@triton.jit
 def tile_moments(x, inside, count):
     """Return the mean and the spread of a tile, centred on its own mean in registers.
 
     What rounding left of the mean is taken off again (the corrected two-pass rule), so neither a
     large mean nor an outlier costs digits.
     """
-    share = 1.0 / count.to(x.dtype)
-    mean = sum_of(x) * share
+    mean = tile_mean(x, count)
     centred = tl.where(inside, x - spread_out(mean), 0.0)
-    rest = (sum_of(centred) * share).to(tl.float64)
+    rest = tile_mean(centred, count).to(tl.float64)
     spread = sum_of(centred * centred).to(tl.float64) - rest * rest * count.to(tl.float64)
     return mean.to(tl.float64) + rest, spread
 
 
 @triton.jit
-def merged_moments(pivot, sums, squares, count):
-    """Return mean and spread of sums of distances of means from a pivot (Chan et al. 1979)."""
-    offset = sums / count
-    return pivot + offset, squares - sums * offset
+def joined_moments(mean, spread, count, pivot, sums, more):
+    """Return mean, spread and count with more elements (Chan, Golub & LeVeque 1979).
+
+    They come as the sum of their distances from a pivot; the squares of those are in the spread.
+    Before the first of them the count is 0 and the mean anything near.
+    """
+    n, sums = more.to(tl.float64), sums.to(tl.float64)
+    offset, share = sums * (1.0 / n), n / (count + n)
+    away = pivot.to(tl.float64) - mean + offset
+    spread += away * away * (count * share) - sums * offset
+    return mean + away * share, spread, count + n
 
 
 @triton.jit
@@ -68,8 +80,9 @@ def merge_partials(
         count += tl.sum(counts, axis=0)
         sums += tl.sum(counts * far, axis=0)
         squares += tl.sum(spreads + counts * far * far, axis=0)
-    mean, spread = merged_moments(pivot, sums, squares, tl.where(there, count, 1.0))
-    return tl.where(there, count, 1.0), mean, spread
+    count = tl.where(there, count, 1.0)
+    offset = sums / count
+    return count, pivot + offset, squares - sums * offset
 
 
 @triton.jit
@@ -159,6 +172,8 @@ def gradient_coefficients(
     scale = load_kept(kept, SCALE, block, channels, BLOCK_C).to(tl.float64)
     inverse = load_kept(kept, INVERSE, block, channels, BLOCK_C).to(tl.float64)
     offset = load_kept(kept, OFFSET, block, channels, BLOCK_C).to(tl.float64)
-    by_x = -scale * inverse * dgamma / count
-    constant = -scale * dbeta / count - by_x * offset
+    # One division for all channels.
+    share = 1.0 / count
+    by_x = -scale * inverse * dgamma * share
+    constant = -scale * dbeta * share - by_x * offset
     return by_x.to(wide), constant.to(wide)

@@ -24,9 +24,12 @@ from homeostat.kernels.gpu.channels import (
     store_pair,
 )
 from homeostat.kernels.gpu.tiles import (
+    AT_ONCE,
+    CHAIN,
     behind,
     channels_of,
     load,
+    load_last,
     normalized,
     place,
     share_of,
@@ -59,7 +62,7 @@ def input_gradient(x, g, pivot, scale, by_x, constant):
 
 @triton.jit
 def split_sums(
-    x, dy, y, g, kept, partials, outer, channel_units, inner_units, splits, tiles_per_split,
+    x, dy, y, g, kept, partials, outer, channel_units, inner_units, splits,
     SLOPE: tl.constexpr, CHANNEL_UNIT: tl.constexpr, INNER_UNIT: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -73,23 +76,28 @@ def split_sums(
     scale = load_kept(kept, SCALE, block, channels, BLOCK_C)
     shift = load_kept(kept, SHIFT, block, channels, BLOCK_C)
     tiles = tiles_of(outer, inner, BLOCK_O, BLOCK_I)
-    first = split * tiles_per_split
     sums = tl.zeros((BLOCK_C,), tl.float64)
     centred = tl.zeros((BLOCK_C,), tl.float64)
-    for tile in range(first, tl.minimum(first + tiles_per_split, tiles)):
-        start, within, inside = place(
-            tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
-        )
-        its_x, its_dy = load(x, start, within, inside), load(dy, start, within, inside)
-        its_y = None
-        if y is not None:
-            its_y = load(y, start, within, inside)
-        its_g = entering(its_x, its_dy, its_y, pivot, scale, shift, SLOPE)
-        if g is not None:
-            store(g, start, within, inside, its_g)
-        sums += sum_of(its_g).to(tl.float64)
-        # Outside the tensor g is 0 and x - pivot is finite, unless the channel is not.
-        centred += sum_of(its_g * (its_x - spread_out(pivot))).to(tl.float64)
+    for link in range(split, tiles, splits * CHAIN):
+        of_g = tl.zeros((BLOCK_O, BLOCK_C, BLOCK_I), pivot.dtype)
+        of_products = tl.zeros((BLOCK_O, BLOCK_C, BLOCK_I), pivot.dtype)
+        end = tl.minimum(link + splits * CHAIN, tiles)
+        for tile in tl.range(link, end, splits, loop_unroll_factor=AT_ONCE):
+            start, within, inside = place(
+                tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
+            )
+            its_x, its_dy = load(x, start, within, inside), load(dy, start, within, inside)
+            its_y = None
+            if y is not None:
+                its_y = load(y, start, within, inside)
+            its_g = entering(its_x, its_dy, its_y, pivot, scale, shift, SLOPE)
+            if g is not None:
+                store(g, start, within, inside, its_g)
+            of_g += its_g
+            # Outside the tensor g is 0 and x - pivot is finite, unless the channel is not.
+            of_products = tl.fma(its_g, its_x - spread_out(pivot), of_products)
+        sums += sum_of(of_g).to(tl.float64)
+        centred += sum_of(of_products).to(tl.float64)
     store_split_sums(partials, split, splits, block, channels, sums, centred, BLOCK_C)
 
 
@@ -179,11 +187,12 @@ def differentiate_tiles(
     tiles = tiles_of(outer, inner, BLOCK_O, BLOCK_I)
     first = split * tiles_per_split
     for tile in range(first, tl.minimum(first + tiles_per_split, tiles)):
+        # Backwards: what the pass for the sums read last may still be in the cache.
         start, within, inside = place(
-            tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
+            tiles - 1 - tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
         )
-        its_x = load(x, start, within, inside)
-        its_g = load(g, start, within, inside)
+        its_x = load_last(x, start, within, inside)
+        its_g = load_last(g, start, within, inside)
         its_g = entering(its_x, its_g, None, pivot, scale, shift, SLOPE)
         found = input_gradient(its_x, its_g, pivot, scale, by_x, constant)
         store(dx, start, within, inside, found)

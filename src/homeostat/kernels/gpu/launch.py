@@ -42,10 +42,12 @@ def launch(kernel: Any, programs: int, plan: Plan, arguments: dict[str, Any]) ->
         plan: what it runs by. Programs of a resident plan with several splits wait for each other.
         arguments: of the kernel, by their names; the first is a tensor.
     """
-    options: dict[str, Any] = {"num_warps": plan.num_warps, "num_stages": plan.num_stages}
+    options: dict[str, Any] = {"num_warps": plan.num_warps}
     if is_traceable():
         wrap_triton(kernel)[(programs,)](**arguments, **options)
         return
+    if plan.registers:
+        options["maxnreg"] = plan.registers
     if plan.resident and plan.splits > 1:
         options["launch_cooperative_grid"] = True
     with _on(next(iter(arguments.values()))):

@@ -17,6 +17,7 @@ from homeostat.kernels.gpu.channels import (
 from homeostat.kernels.gpu.tiles import (
     activate,
     load,
+    load_last,
     normalized,
     place,
     share_of,
@@ -53,10 +54,11 @@ def normalize_tiles(
     tiles = tiles_of(outer, inner, BLOCK_O, BLOCK_I)
     first = split * tiles_per_split
     for tile in range(first, tl.minimum(first + tiles_per_split, tiles)):
+        # Backwards: what the pass for the statistics read last may still be in the cache.
         start, within, inside = place(
-            tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
+            tiles - 1 - tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
         )
-        z = normalized(load(x, start, within, inside), pivot, scale, shift)
+        z = normalized(load_last(x, start, within, inside), pivot, scale, shift)
         if residual is not None:
             z += load(residual, start, within, inside)
         store(y, start, within, inside, activate(z, SLOPE))

@@ -20,6 +20,8 @@ MULTIPROCESSORS = 132
 SECTOR, ROW = 32, 256
 # Programs of a reduction, for each multiprocessor: enough to hide each other's waiting.
 PROGRAMS = 4
+# Of a multiprocessor: their registers are shared out among programs.
+REGISTERS = 65536
 # The most splits that a single program merges.
 MOST_SPLITS = 1024
 
@@ -43,7 +45,7 @@ class Plan(NamedTuple):
         block_i: its inner elements.
         splits: programs that share the elements of a block of channels.
         num_warps: of a program.
-        num_stages: loads of a loop in flight.
+        registers: the most of a thread, None for as many as the compiler wants.
     """
 
     resident: bool
@@ -52,7 +54,7 @@ class Plan(NamedTuple):
     block_i: int
     splits: int
     num_warps: int
-    num_stages: int = 2
+    registers: int | None = None
 
     def tiles(self, shape: Shape) -> int:
         """Return how many tiles a block of channels has."""
@@ -80,10 +82,10 @@ class Budget(NamedTuple):
 # By what a pass does. The backward holds twice as many tensors at a time.
 BUDGETS = {
     "forward": Budget(4096, kept=16384),
-    "moments": Budget(4096),
+    "moments": Budget(2048),
     "normalize": Budget(4096, run=4),
     "backward": Budget(2048, kept=16384),
-    "sums": Budget(2048),
+    "sums": Budget(1024),
     "gradient": Budget(2048, run=4),
 }
 
@@ -144,11 +146,15 @@ def _streaming(shape: Shape, size: int, budget: Budget, programs: int) -> Plan:
     tile = budget.tile // 2 if size == 8 else budget.tile
     block_c, block_i = _line(shape, size, tile)
     block_o = _rows(shape, tile // (block_c * block_i), block_c)
-    found = _warped(Plan(False, block_o, block_c, block_i, 1, 4), 4)
+    found = _warped(Plan(False, block_o, block_c, block_i, 1, 4), each=8, most=4)
     tiles, blocks = found.tiles(shape), found.blocks(shape)
     splits = min(tiles, MOST_SPLITS, max(1, PROGRAMS * programs // blocks))
     if budget.run:
         splits = max(splits, divide_up(tiles, budget.run))
+    else:
+        # All programs of a reduction run at once: a few more would take as long as all again.
+        most = REGISTERS // (PROGRAMS * 32 * found.num_warps)
+        found = found._replace(registers=min(most, 255))
     # No split without a tile.
     return found._replace(splits=divide_up(tiles, divide_up(tiles, splits)))
 
@@ -186,10 +192,10 @@ def _cooperative(shape: Shape, size: int, kept: int, programs: int, block_c: int
     return _warped(found._replace(splits=found.tiles(shape)))
 
 
-def _warped(plan: Plan, most: int = 16) -> Plan:
-    """Return a plan with a warp for every 512 elements, 16 of each thread, up to a number."""
+def _warped(plan: Plan, each: int = 16, most: int = 16) -> Plan:
+    """Return a plan with as many warps as leave each thread some elements, up to a number."""
     elements = plan.block_o * plan.block_c * plan.block_i
-    return plan._replace(num_warps=max(1, min(most, elements // 512)))
+    return plan._replace(num_warps=max(1, min(most, elements // (32 * each))))
 
 
 def _line(shape: Shape, size: int, tile: int) -> tuple[int, int]:

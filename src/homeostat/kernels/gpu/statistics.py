@@ -1,6 +1,9 @@
 """Kernels for a batch's mean and variance: splits of the elements first, then all splits together.
 
-Every split is merged tile by tile, and the splits in a fixed order: the same bits on every run.
+Each element of a tile adds up its own distances and their squares along a chain of tiles, from a
+pivot that is the mean of what came before; only then are they summed by channel, in registers of
+other threads, and the chain's moments merged in float64. So the loop over tiles waits for nothing
+but memory. Chains and splits are merged in a fixed order: the same bits on every run.
 """
 
 from __future__ import annotations
@@ -10,20 +13,30 @@ import triton.language as tl
 
 from homeostat.kernels.gpu.channels import (
     coefficients,
+    joined_moments,
     merge_partials,
-    merged_moments,
     store_kept,
     store_pair,
     store_partial,
-    tile_moments,
+    tile_mean,
 )
 from homeostat.kernels.gpu.moving import move
-from homeostat.kernels.gpu.tiles import count_of, load, place, share_of, tiles_of
+from homeostat.kernels.gpu.tiles import (
+    AT_ONCE,
+    CHAIN,
+    count_of,
+    load,
+    place,
+    share_of,
+    spread_out,
+    sum_of,
+    tiles_of,
+)
 
 
 @triton.jit
 def split_moments(
-    x, partials, outer, channel_units, inner_units, splits, tiles_per_split,
+    x, partials, outer, channel_units, inner_units, splits,
     CHANNEL_UNIT: tl.constexpr, INNER_UNIT: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -34,24 +47,31 @@ def split_moments(
     channels, inner = channel_units * CHANNEL_UNIT, inner_units * INNER_UNIT
     split, block = share_of(channels, BLOCK_C)
     tiles = tiles_of(outer, inner, BLOCK_O, BLOCK_I)
-    first = split * tiles_per_split
+    start, within, inside = place(split, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I)
+    # The first tile is read twice: distances from a mean that is near cost no digits.
+    pivot = tile_mean(
+        load(x, start, within, inside), count_of(split, outer, inner, BLOCK_O, BLOCK_I)
+    )
+    wide: tl.constexpr = pivot.dtype
+    mean = pivot.to(tl.float64)
+    spread = tl.zeros((BLOCK_C,), tl.float64)
     count = tl.zeros((), tl.float64)
-    pivot = tl.zeros((BLOCK_C,), tl.float64)
-    sums = tl.zeros((BLOCK_C,), tl.float64)
-    squares = tl.zeros((BLOCK_C,), tl.float64)
-    for tile in range(first, tl.minimum(first + tiles_per_split, tiles)):
-        start, within, inside = place(
-            tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
-        )
-        its_count = count_of(tile, outer, inner, BLOCK_O, BLOCK_I)
-        mean, spread = tile_moments(load(x, start, within, inside), inside, its_count)
-        # Distances from the first tile's mean, not from 0: they cost no digits in float64.
-        pivot = tl.where(tile == first, mean, pivot)
-        n, far = its_count.to(tl.float64), mean - pivot
-        count += n
-        sums += n * far
-        squares += spread + n * far * far
-    mean, spread = merged_moments(pivot, sums, squares, count)
+    for link in range(split, tiles, splits * CHAIN):
+        far = tl.zeros((BLOCK_O, BLOCK_C, BLOCK_I), wide)
+        squares = tl.zeros((BLOCK_O, BLOCK_C, BLOCK_I), wide)
+        n = tl.zeros((), tl.int64)
+        end = tl.minimum(link + splits * CHAIN, tiles)
+        for tile in tl.range(link, end, splits, loop_unroll_factor=AT_ONCE):
+            start, within, inside = place(
+                tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
+            )
+            distance = tl.where(inside, load(x, start, within, inside) - spread_out(pivot), 0.0)
+            far += distance
+            squares = tl.fma(distance, distance, squares)
+            n += count_of(tile, outer, inner, BLOCK_O, BLOCK_I)
+        spread += sum_of(squares).to(tl.float64)
+        mean, spread, count = joined_moments(mean, spread, count, pivot, sum_of(far), n)
+        pivot = mean.to(wide)
     store_partial(partials, split, splits, block, channels, count, mean, spread, BLOCK_C)
 
 

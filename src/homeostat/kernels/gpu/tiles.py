@@ -10,6 +10,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Tiles whose sums each element keeps to itself, in the statistics' dtype: few enough for its digits
+# to do, and enough to make what follows a chain cheap.
+CHAIN = tl.constexpr(32)
+# Tiles of a chain that are read before the first of them is needed.
+AT_ONCE = tl.constexpr(2)
+
 
 @triton.jit
 def divide_up(whole, part: tl.constexpr):
@@ -81,8 +87,21 @@ def channels_of(block, channels, BLOCK_C: tl.constexpr):
 @triton.jit
 def load(pointer, start, within, inside):
     """Return a tile in the type of its statistics, 0 outside the tensor."""
-    value = tl.load(pointer + start + within, mask=inside, other=0.0)
-    return value if pointer.dtype.element_ty == tl.float64 else value.to(tl.float32)
+    return widened(tl.load(pointer + start + within, mask=inside, other=0.0))
+
+
+@triton.jit
+def load_last(pointer, start, within, inside):
+    """Return a tile as `load` does, that nothing reads again: the cache need not keep it."""
+    return widened(
+        tl.load(pointer + start + within, mask=inside, other=0.0, eviction_policy="evict_first")
+    )
+
+
+@triton.jit
+def widened(value):
+    """Return values in the type of their statistics."""
+    return value if value.dtype == tl.float64 else value.to(tl.float32)
 
 
 @triton.jit
