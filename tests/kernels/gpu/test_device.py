@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernels.gpu.devices import ON_GPU, torch
+from tests.kernels.gpu.devices import DEVICE, ON_GPU, torch
 
 if not ON_GPU:
     pytest.skip("no GPU here", allow_module_level=True)
@@ -102,6 +102,23 @@ def test_nothing_waits_for_the_device(shape: Any) -> None:
         step(shape, x, dy, residual, None, None, 0.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(400_000, 64, 1), (64, 64, 12_544)], ids=str)
+def test_large_tensors_are_exact_by_the_plans_of_the_table(shape: Any, dtype: str) -> None:
+    x, dy = (torch.randn(shape, device=DEVICE, dtype=torch.float64) for _ in range(2))
+    x, dy = (x + 100).to(DTYPES[dtype]), dy.to(DTYPES[dtype])
+    _, moments, kept = gpu.train(x, None, None, None, gpu.Shape(*shape), EPSILON, None)
+    _, dgamma, dbeta, _ = gpu.backward(x, dy, None, kept, gpu.Shape(*shape), None)
+    exact, terms = x.double(), dy.double()
+    mean, variance = exact.mean((0, 2)), exact.var((0, 2), correction=0)
+    tolerance = 1e-12 if dtype == "float64" else 1e-6
+    torch.testing.assert_close(moments[1], variance, rtol=tolerance, atol=0.0)
+    assert ((moments[0] - mean).abs() < tolerance * variance.sqrt()).all()
+    hat = (exact - mean[:, None]) / (variance + EPSILON).sqrt()[:, None]
+    for found, its in ((dbeta, terms), (dgamma, terms * hat)):
+        assert ((found - its.sum((0, 2))).abs() < tolerance * its.abs().sum((0, 2))).all()
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Tiles whose sums each element keeps to itself, in the statistics' dtype: few enough for its digits
-# to do, and enough to make what follows a chain cheap.
+# Tiles whose sums each element keeps to itself, in the statistics' dtype. Enough to make what comes
+# behind a chain cheap, and few enough for float32: rounding that always goes the same way, as of
+# data with few values, costs the variance 4e-7 at most, where 128 would cost more than 1e-6.
 CHAIN = tl.constexpr(32)
 # Tiles of a chain that are read before the first of them is needed.
 AT_ONCE = tl.constexpr(2)
