@@ -420,16 +420,21 @@ def test_tests_may_be_shared_out_among_processes(tmp_path):
     (tmp_path / "test_green.py").write_text("def test_a():\n    pass\n\ndef test_b():\n    pass\n")
     paths = [str(tmp_path / "test_green.py")]
     outcome = testing.run_tests(paths, tmp_path / "log", Deadline(60.0, lambda: 0.0), processes=2)
-    assert outcome.green
+    assert not outcome.failed
     assert "2 passed" in outcome.told
 
 
-def test_tests_that_take_too_long_are_not_green(tmp_path):
+@pytest.mark.parametrize(("first", "failed"), [("pass", False), ("assert False", True)])
+def test_tests_that_take_too_long_are_cut_off(tmp_path, first, failed):
     slow = tmp_path / "test_slow.py"
-    slow.write_text("import time\n\ndef test_slow():\n    time.sleep(60)\n")
-    outcome = testing.run_tests([str(slow)], tmp_path / "log", Deadline(0.0, lambda: 1.0))
-    assert not outcome.green
-    assert "longer than their share" in outcome.told
+    slow.write_text(
+        f"import time\n\ndef test_first():\n    {first}\n\ndef test_slow():\n    time.sleep(60)\n"
+    )
+    log = tmp_path / "log"
+    outcome = testing.run_tests([str(slow)], log, Deadline(8.0, lambda: 0.0))
+    assert outcome.failed == failed
+    assert f"1 ended and {int(failed)} failed" in outcome.told
+    assert testing.last_line(log) in outcome.told
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -16,7 +16,7 @@ from benchmarks.gpu.clock import Clock, clock_of
 from benchmarks.gpu.columns import COMPILING, OURS, keep_choices_to_oneself
 from benchmarks.gpu.device import describe, read_smi
 from benchmarks.gpu.rows import FAILED, MEASURED, WRONG, Rows, read_rows
-from benchmarks.gpu.testing import count_processes, find_tests, run_tests
+from benchmarks.gpu.testing import TESTS_LOG, count_processes, find_tests, last_line, run_tests
 from benchmarks.gpu.times import Settings, measure_cases, measure_copy
 
 
@@ -40,7 +40,9 @@ class Run:
     def run(self) -> int:
         """Run the phases and return the exit code."""
         self._say(", ".join(f"{name} {value}" for name, value in self._where.items() if value))
-        if "tests" not in self._options.skip and not self._test():
+        if "tests" in self._options.skip:
+            (self._options.out / TESTS_LOG).write_text("left out\n")
+        elif not self._test():
             return 1
         clock = clock_of(self._options.device)
         try:
@@ -66,16 +68,16 @@ class Run:
         try:
             outcome = run_tests(
                 options.tests or find_tests(),
-                options.out / "gpu_tests.txt",
+                options.out / TESTS_LOG,
                 deadline,
                 count_processes(options.device),
             )
         finally:
             helpers.stop()
         self._say(f"tests: {outcome.told}")
-        if not outcome.green:
+        if outcome.failed:
             self._say("nothing is timed until the tests pass")
-        return outcome.green
+        return not outcome.failed
 
     def _tune(self, clock: Clock, deadline: Deadline) -> None:
         options = self._options
@@ -144,7 +146,15 @@ def conclude(folder: Path) -> str:
     bars, faults = verdict.bars_table(rows), verdict.faults(rows)
     short = [bars, "", network.table(trained), "", *faults[:20], verdict.unmeasured(rows)]
     tuned = tune.summarize_tuning(read_rows(folder / "gpu_tuned.csv"))
-    page = [f"# {device}", where, bars, network.table(trained), verdict.markdown(rows), tuned]
+    page = [
+        f"# {device}",
+        where,
+        f"Tests: {last_line(folder / TESTS_LOG)}",
+        bars,
+        network.table(trained),
+        verdict.markdown(rows),
+        tuned,
+    ]
     page += [*faults, verdict.unmeasured(rows)]
     (folder / "gpu_verdict.md").write_text("\n\n".join(filter(None, page)) + "\n")
     (folder / "gpu.html").write_text(chart.render(rows, f"Batch norm on {device}"))

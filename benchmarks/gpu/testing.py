@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,17 +14,18 @@ from benchmarks.gpu.budget import Deadline
 
 ROOT = Path(__file__).parent.parent.parent
 KERNELS = "tests/kernels/gpu"
+TESTS_LOG = "gpu_tests.txt"
 
 
 class Outcome(NamedTuple):
     """What came of the tests.
 
     Args:
-        green: whether they ran and none failed.
+        failed: whether any failed, or none could run.
         told: one line about them.
     """
 
-    green: bool
+    failed: bool
     told: str
 
 
@@ -42,13 +44,13 @@ def run_tests(paths: Sequence[str], log: Path, deadline: Deadline, processes: in
     Args:
         paths: files and folders, from the repository's root.
         log: the file.
-        deadline: when they are stopped; then they are not green.
+        deadline: when they are stopped; what did not fail until then does not count as failed.
         processes: how many they are shared out among; 0 for one.
     """
     missing = [path for path in paths if not (ROOT / path).exists()]
     if missing:
         return Outcome(
-            False,
+            True,
             f"{', '.join(missing)} is not there: expected the tests of the kernels. Give the "
             "right ones with --tests, or leave them out with --skip tests.",
         )
@@ -62,10 +64,27 @@ def run_tests(paths: Sequence[str], log: Path, deadline: Deadline, processes: in
                 timeout=max(1.0, deadline.left()), check=False,
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
-            return Outcome(False, f"the tests took longer than their share of the time: see {log}")
-    lines = log.read_text().strip().splitlines()
-    last = lines[-1].strip("= ") if lines else "nothing was printed"
-    return Outcome(code == 0, f"{last} (exit code {code}, see {log})")
+            code = None
+    outcome = _outcome(code, log)
+    with log.open("a") as file:
+        file.write(f"\n{outcome.told}\n")
+    return outcome._replace(told=f"{outcome.told}, see {log}")
+
+
+def _outcome(code: int | None, log: Path) -> Outcome:
+    """Return what pytest's exit code, None if it was stopped, and its log say."""
+    if code is not None:
+        return Outcome(code != 0, f"{last_line(log).strip('= ')}, exit code {code}")
+    ended = "".join(re.findall(r"^([.sxXFE]+)(?: +\[.*)?$", log.read_text(), re.MULTILINE))
+    faults = len(re.findall("[FE]", ended))
+    told = f"{len(ended)} ended and {faults} failed before their share of the time was over"
+    return Outcome(faults > 0, told)
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that may not be there."""
+    lines = log.read_text().strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else "nothing was printed"
 
 
 def count_processes(device: str) -> int:
