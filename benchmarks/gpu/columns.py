@@ -158,7 +158,8 @@ def way_of(name: str, column: Column, case: Case, parameters: Parameters, inputs
         column = alone._replace(around=column.around)
     with column.around():
         node = column.forward(case, inputs).grad_fn
-    return "" if node is None else node.name()
+    # Not its method `name`, which a compiled function does not have.
+    return "" if node is None else type(node).__name__
 
 
 def reset_compiler() -> None:
