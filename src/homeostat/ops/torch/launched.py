@@ -26,9 +26,10 @@ from homeostat.ops.torch.plain import differentiable_gradients, over_replicas
 
 def _kernels() -> Any:
     """Return the module of the kernels, which needs triton."""
-    from homeostat.kernels import gpu
+    # Not `from homeostat.kernels import gpu`: PyTorch 2.11 traces no module that can be called.
+    import homeostat.kernels.gpu as kernels
 
-    return gpu
+    return kernels
 
 
 def launched_moments(x: Tensor, memory: Memory, all_reduce: AllReduce | None) -> Moments:
