@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,10 +69,13 @@ def launches() -> Iterator[list[Launch]]:
 
 
 def told_by(tool: str, option: str, compiled: Any, folder: Path) -> str:
-    """Return what a tool prints of the machine's code."""
+    """Return what a tool, Triton's or CUDA's, prints of the machine's code."""
     file = folder / "kernel.cubin"
     file.write_bytes(compiled.asm["cubin"])
-    command = [TOOLS / tool, option, file]
+    program = shutil.which(tool, path=f"{TOOLS}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        pytest.skip(f"{tool} is not there: neither in {TOOLS} nor on the PATH")
+    command = [program, option, file]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
