@@ -216,7 +216,8 @@ class Layout:
 
 
 def _size(n: Any) -> Any:
-    return n if isinstance(n, int | None) or hasattr(n, "node") else int(n)
+    # Not `int | None`: compilers of older PyTorch do not trace unions.
+    return n if n is None or isinstance(n, int) or hasattr(n, "node") else int(n)
 
 
 def _same(a: int | None, b: int | None) -> bool:

@@ -54,7 +54,7 @@ def sample_correction(count: Array, xp: Any) -> Array:
 
 def _is_number(count: Array) -> bool:
     """Return whether a count is a number, or a compiler's symbol of one, and no array."""
-    return isinstance(count, int | float) or not hasattr(count, "shape")
+    return isinstance(count, (int, float)) or not hasattr(count, "shape")
 
 
 def merge(first: Moments, second: Moments, xp: Any) -> Moments:
@@ -246,20 +246,25 @@ def advance(
         return taken(old, average.step(old, value, updates))
 
     variance = batch.sample_variance(xp) if spec.stored_variance == "sample" else batch.variance
-    new = state._replace(mean=moved(average, state.mean, batch.mean))
-    if state.updates is not None:
-        new = new._replace(updates=taken(state.updates, state.updates + 1))
-    if state.skipped is not None and skipped is not None:
-        new = new._replace(skipped=xp.where(skipped, state.skipped + 1, state.skipped))
+    mean = moved(average, state.mean, batch.mean)
+    counted = None if state.updates is None else taken(state.updates, state.updates + 1)
+    left_out = state.skipped
+    if left_out is not None and skipped is not None:
+        left_out = xp.where(skipped, left_out + 1, left_out)
     if not spec.renorm:
-        return new._replace(variance=moved(average, state.variance, variance))
+        variance = moved(average, state.variance, variance)
+        rest = (state.stddev, state.renorm_mean, state.renorm_stddev)
+        return MovingStatistics(mean, variance, counted, left_out, *rest)
     renorm = Average(spec.renorm_momentum)
     old = xp.sqrt(state.variance + spec.epsilon) if state.stddev is None else state.stddev
     stddev = moved(average, old, xp.sqrt(variance + spec.epsilon))
     derived = stddev * stddev - spec.epsilon
     derived = xp.where(derived > 0, derived, xp.zeros_like(derived))
-    return new._replace(
+    return MovingStatistics(
+        mean,
         variance=taken(state.variance, derived),
+        updates=counted,
+        skipped=left_out,
         stddev=None if state.stddev is None else stddev,
         renorm_mean=moved(renorm, state.renorm_mean, batch.mean),
         renorm_stddev=moved(renorm, state.renorm_stddev, xp.sqrt(batch.variance + spec.epsilon)),
