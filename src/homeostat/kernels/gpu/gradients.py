@@ -50,6 +50,19 @@ def entering(x, dy, y, pivot, scale, shift, SLOPE: tl.constexpr):
 
 
 @triton.jit
+def entered(x, dy, y, g, start, within, inside, pivot, scale, shift, SLOPE: tl.constexpr):
+    """Return a tile's x and g; write g where it goes to memory."""
+    its_x, its_dy = load(x, start, within, inside), load(dy, start, within, inside)
+    its_y = None
+    if y is not None:
+        its_y = load(y, start, within, inside)
+    its_g = entering(its_x, its_dy, its_y, pivot, scale, shift, SLOPE)
+    if g is not None:
+        store(g, start, within, inside, its_g)
+    return its_x, its_g
+
+
+@triton.jit
 def input_gradient(x, g, pivot, scale, by_x, constant):
     """Return dx = scale * g + by_x * (x - pivot) + constant."""
     rest = tl.fma(
@@ -86,13 +99,9 @@ def split_sums(
             start, within, inside = place(
                 tile, block, outer, channels, inner, BLOCK_O, BLOCK_C, BLOCK_I
             )
-            its_x, its_dy = load(x, start, within, inside), load(dy, start, within, inside)
-            its_y = None
-            if y is not None:
-                its_y = load(y, start, within, inside)
-            its_g = entering(its_x, its_dy, its_y, pivot, scale, shift, SLOPE)
-            if g is not None:
-                store(g, start, within, inside, its_g)
+            its_x, its_g = entered(
+                x, dy, y, g, start, within, inside, pivot, scale, shift, SLOPE
+            )  # fmt: skip
             of_g += its_g
             # Outside the tensor g is 0 and x - pivot is finite, unless the channel is not.
             of_products = tl.fma(its_g, its_x - spread_out(pivot), of_products)

@@ -23,7 +23,7 @@ from homeostat.kernels.gpu.channels import (
     tile_moments,
 )
 from homeostat.kernels.gpu.gradients import (
-    entering,
+    entered,
     gradient_of_gamma,
     input_gradient,
     merge_split_sums,
@@ -124,13 +124,7 @@ def differentiate_resident(
     pivot = load_kept(kept, PIVOT, block, channels, BLOCK_C)
     scale = load_kept(kept, SCALE, block, channels, BLOCK_C)
     shift = load_kept(kept, SHIFT, block, channels, BLOCK_C)
-    its_x, its_dy = load(x, start, within, inside), load(dy, start, within, inside)
-    its_y = None
-    if y is not None:
-        its_y = load(y, start, within, inside)
-    its_g = entering(its_x, its_dy, its_y, pivot, scale, shift, SLOPE)
-    if g is not None:
-        store(g, start, within, inside, its_g)
+    its_x, its_g = entered(x, dy, y, g, start, within, inside, pivot, scale, shift, SLOPE)
     dbeta = sum_of(its_g).to(tl.float64)
     centred = sum_of(its_g * (its_x - spread_out(pivot))).to(tl.float64)
     if SPLITS > 1:
