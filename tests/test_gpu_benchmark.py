@@ -437,6 +437,14 @@ def test_tests_that_take_too_long_are_cut_off(tmp_path, first, failed):
     assert testing.last_line(log) in outcome.told
 
 
+def test_tests_none_of_which_ended_are_not_green(tmp_path):
+    slow = tmp_path / "test_slow.py"
+    slow.write_text("import time\n\ndef test_slow():\n    time.sleep(60)\n")
+    outcome = testing.run_tests([str(slow)], tmp_path / "log", Deadline(0.0, lambda: 1.0))
+    assert outcome.failed
+    assert "their share of the time" in outcome.told
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_machine_without_a_gpu_is_told_what_to_do(tmp_path):
     assert "--device cpu" in run("--out", str(tmp_path), expect=1)

@@ -78,7 +78,7 @@ def _outcome(code: int | None, log: Path) -> Outcome:
     ended = "".join(re.findall(r"^([.sxXFE]+)(?: +\[.*)?$", log.read_text(), re.MULTILINE))
     faults = len(re.findall("[FE]", ended))
     told = f"{len(ended)} ended and {faults} failed before their share of the time was over"
-    return Outcome(faults > 0, told)
+    return Outcome(faults > 0 or not ended, told)
 
 
 def last_line(log: Path) -> str:

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from homeostat.kernels.gpu import batchnorm
+from homeostat.kernels.gpu.launch import options_of
 from homeostat.kernels.gpu.plans import Plan
 
 POINTERS = {
@@ -52,10 +53,7 @@ class Launch(NamedTuple):
             if isinstance(value, torch.Tensor) or (signature[name][0] == "i" and value % 16 == 0):
                 attributes[(at,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attributes)
-        options |= {"num_warps": self.plan.num_warps}
-        if self.plan.registers:
-            options["maxnreg"] = self.plan.registers
-        options["enable_fp_fusion"] = True
+        options |= options_of(self.plan)
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

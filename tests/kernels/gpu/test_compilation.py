@@ -59,8 +59,11 @@ def test_no_loop_spills(shape: Shape, dtype: Any, capability: int, tmp_path: Pat
     for launch in of_a_step(shape, dtype):
         compiled = launch.compiled(capability)
         used = resources(compiled, tmp_path)
-        # What is done once for a chain of tiles may put a few registers aside.
-        assert used["STACK"] <= 64, (launch.kernel, launch.plan, used)
+        # The compiler puts a few registers aside before a loop of float64 to start more programs,
+        # and what is limited may do so once for a chain of tiles.
+        most = 16 if dtype == torch.float64 else 0
+        most = 64 if launch.plan.registers else most
+        assert used["STACK"] <= most, (launch.kernel, launch.plan, used)
         for loop in loops(compiled, tmp_path):
             assert not re.search(r"\b(LDL|STL)\b", "\n".join(loop)), (launch.kernel, launch.plan)
         # What the plan's threads take fits a multiprocessor, or it would not start.

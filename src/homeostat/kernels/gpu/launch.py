@@ -42,17 +42,23 @@ def launch(kernel: Any, programs: int, plan: Plan, arguments: dict[str, Any]) ->
         plan: what it runs by. Programs of a resident plan with several splits wait for each other.
         arguments: of the kernel, by their names; the first is a tensor.
     """
-    options: dict[str, Any] = {"num_warps": plan.num_warps}
     if is_traceable():
-        wrap_triton(kernel)[(programs,)](**arguments, **options)
+        # Tracing knows no other options.
+        wrap_triton(kernel)[(programs,)](**arguments, num_warps=plan.num_warps)
         return
+    with _on(next(iter(arguments.values()))):
+        kernel[(programs,)](**arguments, **options_of(plan))
+
+
+def options_of(plan: Plan) -> dict[str, Any]:
+    """Return what the compiler and the launcher are told of a plan."""
+    # Fusion is named, as Triton means to change what it takes by default.
+    options: dict[str, Any] = {"num_warps": plan.num_warps, "enable_fp_fusion": True}
     if plan.registers:
         options["maxnreg"] = plan.registers
     if plan.resident and plan.splits > 1:
         options["launch_cooperative_grid"] = True
-    with _on(next(iter(arguments.values()))):
-        # Named, as Triton means to change what it takes by default.
-        kernel[(programs,)](**arguments, **options, enable_fp_fusion=True)
+    return options
 
 
 def _on(x: torch.Tensor) -> Any:
